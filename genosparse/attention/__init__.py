@@ -1,0 +1,10 @@
+"""Sparse attention over long sequences. Knows torch, and nothing of genomics.
+
+``pattern`` says who attends to whom, ``api`` is the door, ``reference`` the dense float64 truth, ``cpu`` the backend,
+``ops`` what torch is told about it.
+"""
+
+from genosparse.attention.api import BACKENDS, sparse_attention
+from genosparse.attention.pattern import SparsePattern
+
+__all__ = ["BACKENDS", "SparsePattern", "sparse_attention"]

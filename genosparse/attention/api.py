@@ -1,0 +1,164 @@
+"""The door to all backends: validate, choose, call."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from genosparse.attention.ops import attention, pack_pattern
+from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
+from genosparse.attention.reference import reference_attention
+from genosparse.errors import PatternError
+
+__all__ = ["BACKENDS", "sparse_attention"]
+
+BACKENDS = ("auto", "cpu", "cpu-aten", "reference")
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+@overload
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: SparsePattern,
+    *,
+    key_mask: Tensor | None = None,
+    extra_blocks: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[False] = False,
+    backend: str = "auto",
+) -> Tensor: ...
+
+
+@overload
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: SparsePattern,
+    *,
+    key_mask: Tensor | None = None,
+    extra_blocks: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]: ...
+
+
+def sparse_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: SparsePattern,
+    *,
+    key_mask: Tensor | None = None,
+    extra_blocks: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Softmax attention over the pairs that a pattern names, in time and memory proportional to their number.
+
+    Each pair counts once, however many rules name it. A row with no visible key gives 0, with zero gradients.
+
+    Args:
+        q: Queries ``[B, H, N, D]``, any length N.
+        k: Keys ``[B, H_kv, N, D]``; query head ``h`` reads KV head ``h // (H // H_kv)``.
+        v: Values ``[B, H_kv, N, D]``.
+        pattern: Who attends to whom.
+        key_mask: bool ``[B, N]``, True = visible.
+        extra_blocks: int32 ``[H_kv or 1, ceil(N / 64), most]``: for each block of 64 queries, the indices of further
+            blocks of 64 keys, padded with -1.
+        scale: Of the scores; ``D ** -0.5`` when None.
+        return_lse: Return the natural-log sum of the exponentials of each row's scores too.
+        backend: ``"auto"`` takes the best for the device; ``"cpu"``, the best that the processor has;
+            ``"cpu-aten"``, torch's own operators; ``"reference"``, dense float64. A backend asked for by name never
+            falls back to another.
+
+    Returns:
+        ``out`` ``[B, H, N, D]`` in q's dtype, or ``(out, lse)`` with lse float32 ``[B, H, N]`` (float64 for float64
+        input), without gradient; -inf in rows with no key.
+
+    Raises:
+        PatternError: Shapes, dtypes or devices do not fit together, or the pattern names no pair.
+    """
+    _validate(q, k, v, pattern, key_mask, extra_blocks)
+    if backend not in BACKENDS:
+        raise PatternError(f"backend={backend!r} is not known; expected one of {', '.join(BACKENDS)}")
+    if backend != "reference" and q.device.type != "cpu":
+        raise PatternError(
+            f"backend={backend!r} runs on the CPU and q is on {q.device}; move the tensors, or use backend='reference'"
+        )
+    scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    if backend == "reference":
+        out, lse = reference_attention(
+            q, k, v, pattern, key_mask=key_mask, extra_blocks=extra_blocks, scale=scale
+        )  # fmt: skip
+        out, lse = out.to(q.dtype), lse.detach().to(_lse_dtype(q.dtype))
+    else:
+        out, lse = attention(q, k, v, pack_pattern(pattern), scale, key_mask, extra_blocks)
+    return (out, lse) if return_lse else out
+
+
+def _lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _validate(
+    q: Tensor, k: Tensor, v: Tensor, pattern: SparsePattern, key_mask: Tensor | None, extra_blocks: Tensor | None
+) -> None:
+    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise PatternError(f"expected q [B, H, N, D] and k, v [B, H_kv, N, D], got {shapes}")
+    batch, num_heads, length, head_dim = q.shape
+    if k.shape != v.shape or k.shape[0] != batch or k.shape[2:] != q.shape[2:]:
+        raise PatternError(f"q, k and v differ in batch, length or head size (k and v in heads too): {shapes}")
+    if 0 in q.shape or not k.shape[1]:
+        raise PatternError(f"nothing to attend over: {shapes} has an empty dimension; expected at least one of each")
+    if num_heads % k.shape[1]:
+        raise PatternError(f"{num_heads} query heads cannot share {k.shape[1]} KV heads evenly: expected H % H_kv == 0")
+    if head_dim > 256:
+        raise PatternError(f"head size {head_dim} is too large: expected at most 256; use more heads")
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in _DTYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise PatternError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one dtype for all, of {names}")
+    if not q.device == k.device == v.device:
+        raise PatternError(f"q, k, v are on {q.device}, {k.device}, {v.device}: expected one device")
+    if pattern.is_empty and extra_blocks is None:
+        raise PatternError(
+            "the pattern has every rule off, so no position attends to any; give it window=, stride=, num_global= or "
+            "num_random_blocks=, or pass extra_blocks="
+        )
+    if key_mask is not None and (
+        key_mask.dtype != torch.bool or key_mask.shape != (batch, length) or key_mask.device != q.device
+    ):
+        raise PatternError(
+            f"key_mask is {key_mask.dtype} {tuple(key_mask.shape)} on {key_mask.device}: expected torch.bool "
+            f"{(batch, length)} on {q.device}, True where a key is visible"
+        )
+    if extra_blocks is not None:
+        _validate_extra_blocks(extra_blocks, k.shape[1], length, q.device)
+
+
+def _validate_extra_blocks(extra_blocks: Tensor, num_kv_heads: int, length: int, device: torch.device) -> None:
+    num_blocks = -(-length // TABLE_BLOCK)
+    if (
+        extra_blocks.dtype != torch.int32
+        or extra_blocks.ndim != 3
+        or extra_blocks.shape[0] not in (1, num_kv_heads)
+        or extra_blocks.shape[1] != num_blocks
+        or extra_blocks.device != device
+    ):
+        raise PatternError(
+            f"extra_blocks is {extra_blocks.dtype} {tuple(extra_blocks.shape)} on {extra_blocks.device}: expected "
+            f"torch.int32 ({num_kv_heads} or 1, {num_blocks}, most) on {device}, blocks of {TABLE_BLOCK} keys"
+        )
+    if extra_blocks.numel() and (int(extra_blocks.min()) < -1 or int(extra_blocks.max()) >= num_blocks):
+        raise PatternError(
+            f"extra_blocks names blocks {int(extra_blocks.min())} to {int(extra_blocks.max())}: expected 0 to "
+            f"{num_blocks - 1}, and -1 for padding"
+        )

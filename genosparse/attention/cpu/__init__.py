@@ -1,0 +1,1 @@
+"""CPU backends: ``aten`` on torch's own operators."""

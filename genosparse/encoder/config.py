@@ -1,0 +1,129 @@
+"""What an encoder is made of, as a frozen value that goes to disk as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from genosparse.attention import SparsePattern
+from genosparse.errors import ConfigError
+
+__all__ = ["EncoderConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncoderConfig:
+    """Shape and attention of an encoder.
+
+    Args:
+        d_model: Channels of the hidden states.
+        num_layers: Blocks.
+        num_heads: Query heads; the head size is ``d_model // num_heads``.
+        num_kv_heads: Key and value heads, each shared by ``num_heads // num_kv_heads`` query heads; ``num_heads`` when None.
+        patterns: Attention patterns, cycled over the layers; all share one number of global positions.
+        max_length: Longest sequence, in bases.
+        mlp_hidden: Channels inside the SwiGLU; 8/3 of ``d_model``, rounded up to a multiple of 32, when None.
+        rope_theta: Base of the rotary position embedding's wavelengths.
+        norm_eps: Of the RMS norms.
+        trained_context: Longest context that the weights were trained on, in bases; None before any training.
+
+    Raises:
+        ConfigError: A value is out of its range, or two do not fit together.
+    """
+
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int | None = None
+    patterns: tuple[SparsePattern, ...]
+    max_length: int
+    mlp_hidden: int | None = None
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    trained_context: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads is None:
+            object.__setattr__(self, "num_kv_heads", self.num_heads)
+        if self.mlp_hidden is None and _is_count(self.d_model):
+            object.__setattr__(self, "mlp_hidden", -(-8 * self.d_model // 3 // 32) * 32)
+        object.__setattr__(self, "patterns", tuple(self.patterns))
+        for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "max_length", "mlp_hidden"):
+            if not _is_count(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)!r}: expected a whole number of at least 1")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+                raise ConfigError(f"{name}={value!r}: expected a number above 0")
+        if self.trained_context is not None and not _is_count(self.trained_context):
+            raise ConfigError(f"trained_context={self.trained_context!r}: expected a number of bases, or None")
+        if self.d_model % self.num_heads or self.head_dim % 2:
+            raise ConfigError(
+                f"d_model={self.d_model} over num_heads={self.num_heads} is no even head size; expected d_model a "
+                f"multiple of 2 * num_heads"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ConfigError(
+                f"num_heads={self.num_heads} cannot share num_kv_heads={self.num_kv_heads} evenly; expected a divisor"
+            )
+        if not self.patterns or not all(isinstance(pattern, SparsePattern) for pattern in self.patterns):
+            raise ConfigError(f"patterns={self.patterns!r}: expected at least one SparsePattern")
+        if any(pattern.is_empty for pattern in self.patterns):
+            raise ConfigError("a pattern has every rule off; give it window=, stride=, num_global= or num_random_blocks=")
+        if len({pattern.num_global_positions for pattern in self.patterns}) > 1:
+            counts = ", ".join(str(pattern.num_global_positions) for pattern in self.patterns)
+            raise ConfigError(f"the patterns have {counts} global positions; expected one number for all layers")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of one head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """``num_kv_heads``, resolved."""
+        assert self.num_kv_heads is not None
+        return self.num_kv_heads
+
+    @property
+    def num_global(self) -> int:
+        """Global tokens in front of the sequence."""
+        return self.patterns[0].num_global_positions
+
+    @property
+    def has_random_blocks(self) -> bool:
+        """Whether results depend on the length of the call, so that a batch must be of equal lengths."""
+        return any(pattern.num_random_blocks for pattern in self.patterns)
+
+    def pattern_of(self, layer: int) -> SparsePattern:
+        """The pattern of block ``layer`` (from 0)."""
+        return self.patterns[layer % len(self.patterns)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as JSON knows them."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values["patterns"] = [pattern.to_dict() for pattern in self.patterns]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> EncoderConfig:
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ConfigError: A key is unknown or missing, or a value is wrong.
+            PatternError: The same inside a pattern.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown key {', '.join(unknown)}; an encoder has {', '.join(sorted(known))}")
+        needed = {"d_model", "num_layers", "num_heads", "patterns", "max_length"}
+        if missing := sorted(needed - set(values)):
+            raise ConfigError(f"missing key {', '.join(missing)}")
+        patterns = values["patterns"]
+        if not isinstance(patterns, list | tuple) or not all(isinstance(pattern, dict) for pattern in patterns):
+            raise ConfigError(f"patterns={patterns!r}: expected a list of patterns")
+        return cls(**{**values, "patterns": tuple(SparsePattern.from_dict(pattern) for pattern in patterns)})
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

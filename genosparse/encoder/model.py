@@ -1,0 +1,161 @@
+"""The encoder as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from genosparse.encoder import checkpoints
+from genosparse.encoder.config import EncoderConfig
+from genosparse.encoder.layers import BaseHead, Block, TokenEmbedding, rotary_angles
+from genosparse.errors import ConfigError, SequenceError
+from genosparse.tokenizers import MASK, N, PAD
+
+__all__ = ["Encoder"]
+
+
+class Encoder(nn.Module):
+    """Sparse-attention encoder of DNA at single-base resolution.
+
+    Token embedding, ``num_global`` learned global tokens in front, pre-norm blocks with rotary positions, a final norm
+    and a four-class head for masked bases. PAD and N are never attended to, so that hidden states depend neither on
+    padding nor on what else is in the batch.
+
+    Attributes:
+        config: What it is made of.
+        activation_checkpointing: Recompute each block in the backward pass rather than keep its activations.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embedding = TokenEmbedding(config)
+        self.global_tokens = nn.Parameter(torch.empty(config.num_global, config.d_model))
+        nn.init.normal_(self.global_tokens)
+        self.blocks = nn.ModuleList(Block(config, config.pattern_of(layer)) for layer in range(config.num_layers))
+        self.final_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.head = BaseHead(config)
+        self._rotary: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.global_tokens.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in all."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def forward(self, tokens: Tensor, *, layer: int = -1) -> Tensor:
+        """Hidden states of the bases.
+
+        Args:
+            tokens: Token ids ``[B, N]``, any integer type; shorter rows are padded with PAD at the end.
+            layer: 0, the input embedding; ``l``, the output of block ``l``; -1, the last after the final norm.
+
+        Returns:
+            ``[B, N, d_model]``.
+
+        Raises:
+            SequenceError: The shape is not ``[B, N]``, or an id is no nt16 code and not MASK.
+            ConfigError: The sequence is longer than ``max_length``, or there is no such layer.
+        """
+        if not -1 <= layer <= self.config.num_layers:
+            raise ConfigError(f"layer={layer}: expected 0 (input embedding) to {self.config.num_layers}, or -1 for the last")
+        self._check_tokens(tokens)
+        num_global = self.config.num_global
+        hidden = self.embedding(tokens)
+        if layer == 0:
+            return hidden
+        front = self.global_tokens.expand(len(tokens), -1, -1)
+        visible = (tokens != PAD) & (tokens != N)
+        hidden = torch.cat([front, hidden], dim=1)
+        key_mask = torch.cat([visible.new_ones(len(tokens), num_global), visible], dim=1)
+        rotary = self._rotary_angles(hidden.shape[1])
+        for block in self.blocks[: layer if layer > 0 else None]:
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                hidden = checkpoint(block, hidden, rotary, key_mask, use_reentrant=False)
+            else:
+                hidden = block(hidden, rotary, key_mask)
+        hidden = hidden[:, num_global:]
+        return self.final_norm(hidden) if layer == -1 else hidden
+
+    def base_logits(self, tokens: Tensor) -> Tensor:
+        """Logits of the four bases A, C, G, T at every position, float32 ``[B, N, 4]``."""
+        return self.head(self(tokens))
+
+    def base_logits_at(self, tokens: Tensor, sites: Tensor) -> Tensor:
+        """Logits at some positions alone.
+
+        Args:
+            tokens: ``[B, N]``.
+            sites: Positions, int64 ``[B, S]``.
+
+        Returns:
+            float32 ``[B, S, 4]`` over A, C, G, T.
+        """
+        hidden = self(tokens)
+        return self.head(hidden.gather(1, sites[..., None].expand(-1, -1, hidden.shape[2])))
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the configuration and the weights, in hexadecimal: the same model gives the same anywhere."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
+        """Write the model folder: ``config.json``, ``model.safetensors`` and, when given, the card ``README.md``.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        checkpoints.save_model(path, self.config, self.state_dict(), card=card)
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Encoder:
+        """Load a model folder, strictly: nothing missing, nothing unknown.
+
+        Raises:
+            InputFileNotFoundError: There is no such folder, or a file is missing in it.
+            ModelFormatError: A file is damaged, of a newer format, or does not fit the configuration.
+        """
+        config, tensors = checkpoints.load_model(path)
+        encoder = cls(config)
+        checkpoints.check_tensors(path, tensors, encoder.state_dict())
+        encoder.load_state_dict(tensors)
+        return encoder.to(device).eval()
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise SequenceError(
+                f"tokens are {tokens.dtype} {tuple(tokens.shape)}: expected integers [B, N], at least one of each"
+            )
+        if tokens.shape[1] > self.config.max_length:
+            raise ConfigError(
+                f"a sequence of {tokens.shape[1]:,} bases is longer than the model's max_length of "
+                f"{self.config.max_length:,}; cut it into shorter pieces, or use a model made for longer ones"
+            )
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high > MASK:
+            raise SequenceError(f"token id {low if low < 0 else high}: expected 0 to 15 (nt16 codes) or {MASK} (MASK)")
+
+    def _rotary_angles(self, length: int) -> tuple[Tensor, Tensor]:
+        """The angles of the first ``length`` positions, kept from call to call."""
+        if self._rotary is None or len(self._rotary[0]) < length or self._rotary[0].device != self.device:
+            with torch.inference_mode(False):
+                self._rotary = rotary_angles(length, self.config.head_dim, self.config.rope_theta, self.device)
+        cos, sin = self._rotary
+        return cos[:length], sin[:length]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rotary": None}
