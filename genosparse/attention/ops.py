@@ -32,7 +32,13 @@ def _unpack_pattern(packed: list[int]) -> SparsePattern:
 
 @torch.library.custom_op("genosparse::attention", mutates_args=(), device_types="cpu")
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, pattern: list[int], scale: float, key_mask: Tensor | None, extra_blocks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: list[int],
+    scale: float,
+    key_mask: Tensor | None,
+    extra_blocks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """``(out, lse)`` of sparse attention; arguments as ``sparse_attention`` has them, validated there."""
     return aten.attention_forward(q, k, v, _unpack_pattern(pattern), scale, key_mask, extra_blocks)
@@ -40,7 +46,13 @@ def attention(
 
 @attention.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, pattern: list[int], scale: float, key_mask: Tensor | None, extra_blocks: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pattern: list[int],
+    scale: float,
+    key_mask: Tensor | None,
+    extra_blocks: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     return q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=lse_dtype)

@@ -25,8 +25,8 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 class SparsePattern:
     """The pairs of positions that attention computes.
 
-    With ``b(x) = x // block_size``, position ``i`` attends to ``j`` when at least one rule holds (each pair counts once,
-    however many rules name it):
+    With ``b(x) = x // block_size``, position ``i`` attends to ``j`` when at least one rule holds (each pair counts
+    once, however many rules name it):
 
     - window: ``|b(i) - b(j)| <= window``;
     - strided: ``b(j) % stride == phase``, columns that every position attends to;
@@ -37,8 +37,8 @@ class SparsePattern:
     Args:
         window: Reach on each side, in blocks; None switches the rule off.
         stride: Distance between columns, in blocks; None switches the rule off.
-        stagger: Give KV head ``g`` of ``H_kv`` the phase ``g * stride // H_kv`` rather than 0, so that the heads together
-            cover a denser grid of columns.
+        stagger: Give KV head ``g`` of ``H_kv`` the phase ``g * stride // H_kv`` rather than 0, so that the heads
+            together cover a denser grid of columns.
         num_global: Blocks at the start of the sequence that attend to all and that all attend to.
         num_random_blocks: Blocks drawn for each block of queries, without replacement; blocks of ``block_size``
             positions, or of 64 where that is 1.
@@ -87,22 +87,25 @@ class SparsePattern:
 
     @classmethod
     def longformer(cls, attention_window: int, *, num_global: int = 0) -> SparsePattern:
-        """Longformer's window (Beltagy et al. 2020); ``attention_window`` is the total of both sides, as in transformers."""
+        """Longformer's window (Beltagy et al. 2020); as in transformers, ``attention_window`` counts both sides."""
         if attention_window % 2 or attention_window < 2:
-            raise PatternError(f"longformer(attention_window={attention_window}): expected an even number of at least 2")
+            raise PatternError(
+                f"longformer(attention_window={attention_window}): expected an even number of at least 2"
+            )
         return cls(window=attention_window // 2, num_global=num_global)
 
     @classmethod
     def bigbird(cls, block_size: int = 64, num_random_blocks: int = 3, *, seed: int = 0) -> SparsePattern:
         """BigBird's blocks (Zaheer et al. 2020): one block of window each side, the first block global, random ones.
 
-        BigBird's last block is global too. Where a sequence ends is not known to a pattern: give it as ``extra_blocks``.
+        BigBird's last block is global too. Where a sequence ends is not known to a pattern: give it as
+        ``extra_blocks``.
         """
         return cls(window=1, num_global=1, num_random_blocks=num_random_blocks, block_size=block_size, seed=seed)
 
     @classmethod
     def mistral(cls, sliding_window: int) -> SparsePattern:
-        """Mistral's causal window (Jiang et al. 2023); ``sliding_window`` counts the query itself, as in transformers."""
+        """Mistral's causal window (Jiang et al. 2023); as in transformers, ``sliding_window`` counts the query too."""
         if sliding_window < 1:
             raise PatternError(f"mistral(sliding_window={sliding_window}): expected at least 1, the query itself")
         return cls(window=sliding_window - 1, causal=True)

@@ -33,6 +33,7 @@ def attended_pairs(
     if pattern.window is not None:
         pairs |= (query - key).abs() <= pattern.window
     for head, phase in enumerate(pattern.phases(num_kv_heads)):
+        assert pattern.stride is not None
         pairs[head] |= key % pattern.stride == phase
     pairs |= (key < pattern.num_global) | (query < pattern.num_global)
     if pattern.num_random_blocks:

@@ -52,7 +52,9 @@ def load_model(path: str | os.PathLike[str]) -> tuple[EncoderConfig, dict[str, T
     """Read a model folder: its configuration, and its tensors as float32."""
     folder = Path(path)
     if not folder.is_dir():
-        raise InputFileNotFoundError(f"no model folder {folder}; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        raise InputFileNotFoundError(
+            f"no model folder {folder}; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}"
+        )
     config = _load_config(folder / CONFIG_FILE)
     file = folder / WEIGHTS_FILE
     if not file.is_file():

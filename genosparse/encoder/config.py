@@ -19,7 +19,8 @@ class EncoderConfig:
         d_model: Channels of the hidden states.
         num_layers: Blocks.
         num_heads: Query heads; the head size is ``d_model // num_heads``.
-        num_kv_heads: Key and value heads, each shared by ``num_heads // num_kv_heads`` query heads; ``num_heads`` when None.
+        num_kv_heads: Key and value heads, each shared by ``num_heads // num_kv_heads`` query heads; ``num_heads`` when
+        None.
         patterns: Attention patterns, cycled over the layers; all share one number of global positions.
         max_length: Longest sequence, in bases.
         mlp_hidden: Channels inside the SwiGLU; 8/3 of ``d_model``, rounded up to a multiple of 32, when None.
@@ -69,7 +70,9 @@ class EncoderConfig:
         if not self.patterns or not all(isinstance(pattern, SparsePattern) for pattern in self.patterns):
             raise ConfigError(f"patterns={self.patterns!r}: expected at least one SparsePattern")
         if any(pattern.is_empty for pattern in self.patterns):
-            raise ConfigError("a pattern has every rule off; give it window=, stride=, num_global= or num_random_blocks=")
+            raise ConfigError(
+                "a pattern has every rule off; give it window=, stride=, num_global= or num_random_blocks="
+            )
         if len({pattern.num_global_positions for pattern in self.patterns}) > 1:
             counts = ", ".join(str(pattern.num_global_positions) for pattern in self.patterns)
             raise ConfigError(f"the patterns have {counts} global positions; expected one number for all layers")

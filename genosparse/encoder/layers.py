@@ -6,6 +6,7 @@ Legend: B batch, N positions (global tokens included), C channels, H query heads
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from genosparse.attention import SparsePattern, sparse_attention
 from genosparse.encoder.config import EncoderConfig
 from genosparse.tokenizers import MASK
 
-__all__ = ["BaseHead", "Block", "TokenEmbedding", "rotary_angles"]
+__all__ = ["BaseHead", "Block", "RMSNorm", "TokenEmbedding", "rotary_angles"]
 
 # Positions that a position-wise layer takes at a time when no gradient is wanted: a million positions through the
 # SwiGLU at once would be several times the size of the hidden states.
@@ -33,6 +34,7 @@ class TokenEmbedding(nn.Module):
             members = [base for base in range(4) if code >> base & 1]
             shares[code, members] = 1 / len(members)
         shares[MASK, 4] = 1.0
+        self.shares: Tensor
         self.register_buffer("shares", shares, persistent=False)
         nn.init.normal_(self.weight)
 
@@ -42,25 +44,84 @@ class TokenEmbedding(nn.Module):
             return self.shares[tokens_BN.int()] @ self.weight
 
 
-def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary position embedding (Su et al. 2021), float32 ``[N, D / 2]``.
+def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:
+    """The turns of the rotary position embedding (Su et al. 2021) as complex numbers, complex64 ``[N, D / 2]``.
 
     The angles are taken in float64: in float32 they are off by 0.03 rad at a million positions.
     """
     frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    cos, sin = (torch.empty(length, head_dim // 2) for _ in range(2))
+    turns = torch.empty(length, head_dim // 2, dtype=torch.complex64)
     for start in range(0, length, _CHUNK):
         end = min(start + _CHUNK, length)
         angles = torch.outer(torch.arange(start, end, dtype=torch.float64), frequencies)
-        cos[start:end], sin[start:end] = angles.cos(), angles.sin()
-    return cos.to(device), sin.to(device)
+        turns[start:end] = torch.polar(torch.ones_like(angles), angles)
+    return turns.to(device)
 
 
-def _rotate(x_BNHD: Tensor, cos_ND: Tensor, sin_ND: Tensor) -> Tensor:
-    """Rotate the pairs (d, d + D/2) of each head by its position's angles."""
-    first, second = x_BNHD.float().chunk(2, dim=-1)
-    cos, sin = cos_ND[:, None], sin_ND[:, None]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x_BNHD.dtype)
+def _rotate(x_BNHD: Tensor, rotary_ND: Tensor) -> Tensor:
+    """Rotate the pairs (2d, 2d + 1) of each head by its position's angles; float32 out."""
+    pairs = torch.view_as_complex(x_BNHD.float().unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * rotary_ND[:, None]).flatten(-2)
+
+
+class _Normalize(torch.autograd.Function):
+    """x over its root mean square, in few passes over memory: the composed operator takes a dozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        size = x.shape[-1]
+        inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / size).add_(eps).rsqrt_()
+        out = torch.empty_like(x, dtype=dtype)
+        torch.mul(x, inverse, out=out)
+        ctx.save_for_backward(out, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        out, inverse = ctx.saved_tensors
+        (grad,) = grads
+        grad = grad.to(inverse.dtype)
+        along = (grad * out).mean(dim=-1, keepdim=True)
+        return torch.addcmul(grad, out.to(grad.dtype), along, value=-1).mul_(inverse), None, None
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) * value of the two halves; keeps its input alone, and joins no gradients by copying."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_and_value: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_and_value)
+        gate, value = gate_and_value.chunk(2, dim=-1)
+        return functional.silu(gate).mul_(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (gate_and_value,) = ctx.saved_tensors
+        (grad,) = grads
+        gate, value = gate_and_value.chunk(2, dim=-1)
+        result = torch.empty_like(gate_and_value)
+        grad_gate, grad_value = result.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
+        torch.mul(grad, functional.silu(gate), out=grad_value)
+        return result
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich 2019). It has no gains: the linear layer that follows has its own."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Normalize the last dimension; ``dtype`` of the result, x's when None."""
+        return _Normalize.apply(x, self.eps, dtype or x.dtype)
+
+
+def _autocast_dtype(x: Tensor) -> torch.dtype:
+    """The dtype that a linear layer would cast ``x`` to."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class Block(nn.Module):
@@ -73,10 +134,10 @@ class Block(nn.Module):
         self.heads = (config.num_heads, config.kv_heads, config.kv_heads)
         self.head_dim = config.head_dim
         channels = config.d_model
-        self.attention_norm = nn.RMSNorm(channels, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.norm_eps)
         self.qkv = nn.Linear(channels, sum(self.heads) * self.head_dim, bias=False)
         self.attention_out = nn.Linear(channels, channels, bias=False)
-        self.mlp_norm = nn.RMSNorm(channels, eps=config.norm_eps)
+        self.mlp_norm = RMSNorm(config.norm_eps)
         self.mlp_in = nn.Linear(channels, 2 * config.mlp_hidden, bias=False)
         self.mlp_out = nn.Linear(config.mlp_hidden, channels, bias=False)
         for layer in (self.qkv, self.mlp_in):
@@ -85,8 +146,8 @@ class Block(nn.Module):
             # Each block adds two terms to the residual stream: keep their sum's variance near one at any depth.
             nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.num_layers) ** -0.5)
 
-    def forward(self, x_BNC: Tensor, rotary: tuple[Tensor, Tensor], key_mask_BN: Tensor) -> Tensor:
-        q, k, v = _along_sequence(self._project, x_BNC, *(angles[None] for angles in rotary))
+    def forward(self, x_BNC: Tensor, rotary_ND: Tensor, key_mask_BN: Tensor) -> Tensor:
+        q, k, v = _along_sequence(self._project, x_BNC, rotary_ND[None])
         mixed = sparse_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.pattern, key_mask=key_mask_BN
         )
@@ -94,19 +155,23 @@ class Block(nn.Module):
         (out,) = _along_sequence(self._finish, x_BNC, mixed.transpose(1, 2))
         return out
 
-    def _project(self, x_BNC: Tensor, cos_1ND: Tensor, sin_1ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        qkv = self.qkv(self.attention_norm(x_BNC)).unflatten(-1, (-1, self.head_dim))
-        q, k, v = qkv.split(self.heads, dim=2)
-        return _rotate(q, cos_1ND[0], sin_1ND[0]), _rotate(k, cos_1ND[0], sin_1ND[0]), v
+    def _project(self, x_BNC: Tensor, rotary_1ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        normed = self.attention_norm(x_BNC, dtype=_autocast_dtype(x_BNC))
+        qk, v = self.qkv(normed).unflatten(-1, (-1, self.head_dim)).split([sum(self.heads[:2]), self.heads[2]], dim=2)
+        qk = _rotate(qk, rotary_1ND[0])
+        # The CPU's attention computes in float32 whatever it is given: spare it the way there and back.
+        dtype = torch.float32 if x_BNC.device.type == "cpu" else v.dtype
+        q, k = qk.to(dtype).split(self.heads[:2], dim=2)
+        return q, k, v.to(dtype)
 
     def _finish(self, x_BNC: Tensor, mixed_BNHD: Tensor) -> tuple[Tensor]:
         x_BNC = x_BNC + self.attention_out(mixed_BNHD.flatten(2))
-        gate, value = self.mlp_in(self.mlp_norm(x_BNC)).chunk(2, dim=-1)
-        return (x_BNC + self.mlp_out(functional.silu(gate) * value),)
+        gate_and_value = self.mlp_in(self.mlp_norm(x_BNC, dtype=_autocast_dtype(x_BNC)))
+        return (x_BNC + self.mlp_out(_SwiGLU.apply(gate_and_value)),)
 
 
 def _along_sequence(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply a position-wise function, in chunks of positions when no gradient is wanted; inputs are [B or 1, N, ...]."""
+    """Apply a position-wise function to [B or 1, N, ...], in chunks of positions when no gradient is wanted."""
     length = inputs[0].shape[1]
     if torch.is_grad_enabled() or length <= _CHUNK:
         return function(*inputs)

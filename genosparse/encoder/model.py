@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from genosparse.encoder import checkpoints
 from genosparse.encoder.config import EncoderConfig
-from genosparse.encoder.layers import BaseHead, Block, TokenEmbedding, rotary_angles
+from genosparse.encoder.layers import BaseHead, Block, RMSNorm, TokenEmbedding, rotary_angles
 from genosparse.errors import ConfigError, SequenceError
-from genosparse.tokenizers import MASK, N, PAD
+from genosparse.tokenizers import MASK, PAD, N
 
 __all__ = ["Encoder"]
 
@@ -40,9 +40,9 @@ class Encoder(nn.Module):
         self.global_tokens = nn.Parameter(torch.empty(config.num_global, config.d_model))
         nn.init.normal_(self.global_tokens)
         self.blocks = nn.ModuleList(Block(config, config.pattern_of(layer)) for layer in range(config.num_layers))
-        self.final_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.final_norm = RMSNorm(config.norm_eps)
         self.head = BaseHead(config)
-        self._rotary: tuple[Tensor, Tensor] | None = None
+        self._rotary: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -69,7 +69,9 @@ class Encoder(nn.Module):
             ConfigError: The sequence is longer than ``max_length``, or there is no such layer.
         """
         if not -1 <= layer <= self.config.num_layers:
-            raise ConfigError(f"layer={layer}: expected 0 (input embedding) to {self.config.num_layers}, or -1 for the last")
+            raise ConfigError(
+                f"layer={layer}: expected 0 (input embedding) to {self.config.num_layers}, or -1 for the last"
+            )
         self._check_tokens(tokens)
         num_global = self.config.num_global
         hidden = self.embedding(tokens)
@@ -149,13 +151,12 @@ class Encoder(nn.Module):
         if low < 0 or high > MASK:
             raise SequenceError(f"token id {low if low < 0 else high}: expected 0 to 15 (nt16 codes) or {MASK} (MASK)")
 
-    def _rotary_angles(self, length: int) -> tuple[Tensor, Tensor]:
-        """The angles of the first ``length`` positions, kept from call to call."""
-        if self._rotary is None or len(self._rotary[0]) < length or self._rotary[0].device != self.device:
+    def _rotary_angles(self, length: int) -> Tensor:
+        """The turns of the first ``length`` positions, kept from call to call."""
+        if self._rotary is None or len(self._rotary) < length or self._rotary.device != self.device:
             with torch.inference_mode(False):
                 self._rotary = rotary_angles(length, self.config.head_dim, self.config.rope_theta, self.device)
-        cos, sin = self._rotary
-        return cos[:length], sin[:length]
+        return self._rotary[:length]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_rotary": None}

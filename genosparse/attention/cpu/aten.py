@@ -1,7 +1,8 @@
 """Sparse attention on torch's own CPU flash kernel, forward and backward.
 
 The attended pairs are cut into *runs*: a batch of equal query tiles, each against its keys, in one call of the library
-operator. The runs of a query row name each of its pairs exactly once, so their results merge by their lse. A run is one of
+operator. The runs of a query row name each of its pairs exactly once, so their results merge by their lse. A run is one
+of
 
 - window: consecutive tiles against the overlapping slices of keys around them, uncopied. The columns and global keys
   inside a slice are masked out here, where the mask repeats from tile to tile, so that the columns' runs need no mask;
@@ -20,6 +21,7 @@ Legend: B batch, H query heads, G KV heads, N positions, D head size; T tiles, M
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +59,8 @@ def attention_forward(
     """Attend; arguments as ``sparse_attention`` has them, validated there.
 
     Returns:
-        ``(out, lse)``: ``[B, H, N, D]`` in q's dtype and the natural-log lse ``[B, H, N]``, float32 (float64 for float64).
+        ``(out, lse)``: ``[B, H, N, D]`` in q's dtype and the natural-log lse ``[B, H, N]``, float32 (float64 for
+        float64).
     """
     out = torch.empty(q_BHND.shape, dtype=q_BHND.dtype, device=q_BHND.device)
     lse = torch.empty(q_BHND.shape[:3], dtype=_accumulator_dtype(q_BHND.dtype), device=q_BHND.device)
@@ -107,7 +110,16 @@ def attention_backward(
                 keys, values = (run.keys_of(x, packed) for x, packed in zip((k, v), columns, strict=True))
                 rows_grad, rows_q, rows_out = (run.rows_of(x).to(lse.dtype) for x in (grad, q, out))
                 grad_q, grad_k, grad_v = _flash_backward(
-                    rows_grad, rows_q, keys, values, rows_out, run.rows_of(lse), 0.0, False, attn_mask=run.mask, scale=scale
+                    rows_grad,
+                    rows_q,
+                    keys,
+                    values,
+                    rows_out,
+                    run.rows_of(lse),
+                    0.0,
+                    False,
+                    attn_mask=run.mask,
+                    scale=scale,
                 )
                 run.add_rows(sums[0], grad_q)
                 run.add_keys(sums[1], column_sums[0], table_sums[0], grad_k)
@@ -127,12 +139,17 @@ def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _batches(key_mask: Tensor | None, batch: int) -> Iterator[tuple[slice, Tensor | None]]:
     """Split the batch where rows hide different keys: slices of the batch, each with its hidden keys (bool [N])."""
-    if key_mask is None or bool(key_mask.all()):
-        yield slice(0, batch), None
-        return
-    for row in range(batch):
-        hidden = ~key_mask[row]
-        yield slice(row, row + 1), hidden if bool(hidden.any()) else None
+    hides = [False] * batch if key_mask is None else (~key_mask.all(dim=1)).tolist()
+    row = 0
+    while row < batch:
+        if hides[row]:
+            assert key_mask is not None
+            yield slice(row, row + 1), ~key_mask[row]
+            row += 1
+        else:  # rows that hide nothing go together
+            end = next((other for other in range(row, batch) if hides[other]), batch)
+            yield slice(row, end), None
+            row = end
 
 
 def _fold_heads(x_BHND: Tensor) -> Tensor:
@@ -415,7 +432,13 @@ class _Plan:
             if repeats:
                 heads = self.num_kv_heads if self.pattern.stagger else 1
                 mask = _repeating_window_mask(
-                    self.pattern, tile, self.period if self.period == 1 else most, offset - reach, length, heads, self.dtype
+                    self.pattern,
+                    tile,
+                    self.period if self.period == 1 else most,
+                    offset - reach,
+                    length,
+                    heads,
+                    self.dtype,
                 )
                 if mask is not None and mask.shape[0] > 1:
                     skip = start // tile % most
@@ -462,7 +485,7 @@ class _Plan:
             if self.pattern.causal:
                 whole = int((positions <= row_start).sum(1).min())
                 bounds = [0, whole, int((positions < row_end).sum(1).max())]
-            for part, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            for part, (low, high) in enumerate(itertools.pairwise(bounds)):
                 for first in range(low, high, _SLICE):
                     last = min(first + _SLICE, high)
                     hidden = None if always_hidden is None else always_hidden[:, first:last]
@@ -511,7 +534,9 @@ class _Plan:
         """Accumulators of dK and dV per block size: ``[heads, blocks, block size * D]``."""
 
         def zeros(size: int) -> Tensor:
-            return torch.zeros(k.shape[0], -(-self.length // size), size * self.head_dim, dtype=k.dtype, device=k.device)
+            return torch.zeros(
+                k.shape[0], -(-self.length // size), size * self.head_dim, dtype=k.dtype, device=k.device
+            )
 
         return {size: zeros(size) for size, _ in self.tables}, {size: zeros(size) for size, _ in self.tables}
 
@@ -599,8 +624,8 @@ def _aligned(start: int, end: int, step: int) -> Iterator[int]:
 def _tile_size(pattern: SparsePattern, reach: int) -> tuple[int, int]:
     """Rows of a window tile, a multiple of the block size, and after how many tiles the columns' places repeat.
 
-    Small tiles waste fewer keys, large ones cost fewer calls and additions; 64 to 128 measured best. Among near sizes the
-    one whose columns repeat soonest wins, since masks that repeat are made once.
+    Small tiles waste fewer keys, large ones cost fewer calls and additions; 64 to 128 measured best. Among near sizes
+    the one whose columns repeat soonest wins, since masks that repeat are made once.
     """
     size = pattern.block_size
     target = 64 if reach <= 192 else 128
@@ -643,7 +668,8 @@ def _window_mask(
     *,
     repeating: bool = False,
 ) -> Tensor | None:
-    """Bias of ``count`` tiles of ``size`` rows from ``start``, tile t against ``length`` keys from ``key_start + t * size``.
+    """Bias of ``count`` tiles of ``size`` rows from ``start``, tile t against ``length`` keys from ``key_start + t *
+    size``.
 
     Hides what lies outside the window and what the columns and global keys (not looked at where ``repeating``) count.
 
