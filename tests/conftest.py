@@ -1,0 +1,26 @@
+"""Fixtures for all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real genomes, variants and alignments; tests that use it are marked ``realdata``."""
+    folder = os.environ.get("GENOSPARSE_TEST_DATA")
+    if not folder:
+        pytest.skip("GENOSPARSE_TEST_DATA does not name the folder of real data")
+    path = Path(folder)
+    if not path.is_dir():
+        pytest.fail(f"GENOSPARSE_TEST_DATA names {folder}, which is no folder")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder

@@ -1,0 +1,527 @@
+import gzip
+import multiprocessing
+import os
+import pickle
+import shutil
+import tempfile
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pysam
+import pytest
+from Bio import SeqIO
+from Bio.Seq import Seq
+
+from genosparse.errors import (
+    ContigNotFoundError,
+    FileFormatError,
+    GenosparseError,
+    GenosparseWarning,
+    InputFileNotFoundError,
+    IntervalError,
+    SequenceError,
+)
+from genosparse.intervals import Interval
+from genosparse.readers import Genome
+from genosparse.tokenizers import NucleotideTokenizer
+
+SEQUENCES = {"one": "ACGTNacgtnRYSWKMBDHVuU", "two": "G", "chr3": "ACGTA" * 4}
+
+
+def fasta_text(sequences, width=5, line_end="\n"):
+    lines = []
+    for name, sequence in sequences.items():
+        lines += [f">{name} a description", *(sequence[i : i + width] for i in range(0, len(sequence), width))]
+    return line_end.join([*lines, ""]).encode()
+
+
+def write_bgzip(path, content):
+    with pysam.BGZFile(str(path), "wb") as stream:
+        stream.write(content)
+    return path
+
+
+def random_sequence(length, seed=0):
+    return "".join(np.random.default_rng(seed).choice(list("ACGTNacgt"), length))
+
+
+@pytest.fixture(params=["plain", "bgzip", "crlf", "one line"])
+def small_fasta(request, tmp_path):
+    text = fasta_text(
+        SEQUENCES, width=100 if request.param == "one line" else 5, line_end="\r\n" if request.param == "crlf" else "\n"
+    )
+    path = tmp_path / "small.fa"
+    if request.param == "bgzip":
+        return write_bgzip(path, text)
+    path.write_bytes(text)
+    return path
+
+
+def test_every_interval_of_a_small_genome(small_fasta):
+    with Genome(small_fasta) as genome:
+        assert genome.contigs == {"one": 22, "two": 1, "chr3": 20}
+        assert list(genome.contigs) == ["one", "two", "chr3"]
+        assert "two" in genome
+        assert "three" not in genome
+        for name, sequence in SEQUENCES.items():
+            for start in range(len(sequence)):
+                for end in range(start + 1, len(sequence) + 1):
+                    assert genome.fetch(Interval(name, start, end)) == sequence[start:end]
+                    tokens = genome.tokens(Interval(name, start, end))
+                    assert tokens.tolist() == NucleotideTokenizer().encode(sequence[start:end]).tolist()
+
+
+def test_the_minus_strand_is_the_reverse_complement(small_fasta):
+    genome = Genome(small_fasta)
+    interval = Interval("one", 1, 20, "-")
+    expected = str(Seq(SEQUENCES["one"][1:20]).reverse_complement())
+    assert genome.fetch(interval) == expected
+    tokens, soft_mask = genome.tokens(interval, return_soft_mask=True)
+    assert NucleotideTokenizer().decode(tokens) == expected.upper()
+    assert soft_mask.tolist() == [letter.islower() for letter in expected]
+    assert genome.tokens(interval).tolist() == tokens.tolist()
+
+
+def test_out_of_bounds_is_an_error_or_padded(small_fasta):
+    genome = Genome(small_fasta)
+    with pytest.raises(IntervalError, match=r"two:0-2\(\+\) reaches past the end of contig 'two' \(1 bp\) .* pad=True"):
+        genome.fetch(Interval("two", 0, 2))
+    assert genome.fetch(Interval("two", 0, 3), pad=True) == "GNN"
+    assert genome.fetch(Interval("two", 0, 3, "-"), pad=True) == "NNC"
+    assert genome.fetch(Interval("two", 7, 9), pad=True) == "NN"
+    assert genome.tokens(Interval("two", 0, 3), pad=True).tolist() == [4, 15, 15]
+    tokens, soft_mask = genome.tokens(Interval("one", 20, 24, "-"), pad=True, return_soft_mask=True)
+    assert tokens.tolist() == [15, 15, 1, 1]
+    assert soft_mask.tolist() == [False, False, False, True]
+
+
+def test_an_unknown_contig_names_the_one_that_may_be_meant(small_fasta):
+    genome = Genome(small_fasta)
+    with pytest.raises(ContigNotFoundError, match=r"'3' is not in .*small\.fa \(it has 'chr3' and 2 others\)"):
+        genome.fetch(Interval("3", 0, 1))
+    with pytest.raises(ContigNotFoundError, match=r"'x' is not in .* \(it has 'one', 'two', 'chr3'\)"):
+        genome.tokens(Interval("x", 0, 1))
+
+
+@pytest.fixture
+def large_bgzip(tmp_path):
+    """Ten blocks of bgzip, lines of 61 bases, two contigs."""
+    sequences = {"a": random_sequence(400_000), "b": random_sequence(200_001, seed=1)}
+    return sequences, write_bgzip(tmp_path / "large.fa.gz", fasta_text(sequences, width=61))
+
+
+def random_intervals(sequences, number, seed=2):
+    generator = np.random.default_rng(seed)
+    for _ in range(number):
+        name = str(generator.choice(list(sequences)))
+        start, end = sorted(generator.choice(len(sequences[name]) + 1, 2, replace=False).tolist())
+        if generator.random() < 0.5:
+            end = min(end, start + 100)
+        yield Interval(name, start, end)
+
+
+def test_blocks_and_lines_are_joined_without_a_seam(large_bgzip):
+    sequences, path = large_bgzip
+    genome = Genome(path)
+    for interval in random_intervals(sequences, 200):
+        assert genome.fetch(interval) == sequences[interval.contig][interval.start : interval.end]
+    for name, sequence in sequences.items():
+        assert genome.fetch(Interval(name, 0, len(sequence))) == sequence
+
+
+def test_the_last_block_may_be_followed_by_no_gzi_entry(tmp_path):
+    # A file of exactly one block has an empty .gzi.
+    genome = Genome(write_bgzip(tmp_path / "x.fa.gz", b">a\nACGT\n"))
+    assert (tmp_path / "x.fa.gz.gzi").exists()
+    assert genome.fetch(Interval("a", 0, 4)) == "ACGT"
+
+
+def test_threads_share_a_genome(large_bgzip):
+    sequences, path = large_bgzip
+    genome = Genome(path)
+    intervals = list(random_intervals(sequences, 200))
+    with ThreadPoolExecutor(8) as pool:
+        for interval, fetched in zip(intervals, pool.map(genome.fetch, intervals), strict=True):
+            assert fetched == sequences[interval.contig][interval.start : interval.end]
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_workers_use_a_genome_that_was_opened_before(large_bgzip, method):
+    sequences, path = large_bgzip
+    genome = Genome(path)
+    intervals = list(random_intervals(sequences, 40))
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method)) as pool:
+        results = pool.map(genome.fetch, intervals)
+        for interval, fetched in zip(intervals, results, strict=True):
+            expected = sequences[interval.contig][interval.start : interval.end]
+            assert fetched == genome.fetch(interval) == expected
+
+
+def test_a_pickle_notices_that_the_file_has_changed(small_fasta):
+    pickled = pickle.dumps(Genome(small_fasta))
+    assert pickle.loads(pickled).contigs == {"one": 22, "two": 1, "chr3": 20}  # noqa: S301 - our own bytes
+    small_fasta.write_bytes(b">one\nAC\n")
+    with pytest.raises(FileFormatError, match="has changed since it was opened"):
+        pickle.loads(pickled)  # noqa: S301 - our own bytes
+
+
+def test_a_closed_genome_says_so(small_fasta):
+    genome = Genome(small_fasta)
+    genome.close()
+    genome.close()
+    with pytest.raises(GenosparseError, match="has been closed"):
+        genome.fetch(Interval("two", 0, 1))
+
+
+# Indexes.
+
+
+def test_a_missing_index_is_made_as_samtools_makes_it(small_fasta, tmp_path):
+    Genome(small_fasta)
+    made = Path(f"{small_fasta}.fai").read_bytes()
+    (tmp_path / "by_samtools").mkdir()
+    copy = Path(shutil.copy(small_fasta, tmp_path / "by_samtools"))
+    pysam.faidx(str(copy))
+    assert made == Path(f"{copy}.fai").read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_good_index_is_left_alone(small_fasta):
+    Genome(small_fasta)
+    index = Path(f"{small_fasta}.fai")
+    before = index.stat()
+    Genome(small_fasta)
+    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_an_index_older_than_its_file_is_made_anew(tmp_path):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\nACGT\n")
+    Genome(path)
+    path.write_bytes(b">a\nACGTACGT\n>b\nGG\n")
+    os.utime(f"{path}.fai", (1, 1))
+    with pytest.warns(GenosparseWarning, match=r"the index .*x\.fa\.fai does not fit"):
+        assert Genome(path).contigs == {"a": 8, "b": 2}
+    assert Genome(path).contigs == {"a": 8, "b": 2}
+    # Copying shuffles times: an index that is old and right is no reason for a notice.
+    os.utime(f"{path}.fai", (1, 1))
+    assert Genome(path).contigs == {"a": 8, "b": 2}
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        b"",
+        b"a\t4\t3\t4\t5\n",
+        b"a\t3\t3\t3\t4\nb\t2\t11\t2\t3\n",
+        b"a\t4\t3\t4\t5\nc\t2\t11\t2\t3\n",
+        b"a\t4\t3\t4\t5\nb\t2\t1100\t2\t3\n",
+        b"a\t4\t3\t4\t5\nb\t9\t11\t9\t10\n",
+        b"a\t4\t3\t4\nb\t2\t11\t2\t3\n",
+        b"a\tx\t3\t4\t5\n",
+        b"\x00\xff" * 50,
+    ],
+)
+def test_an_index_that_does_not_fit_is_made_anew(tmp_path, index):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\nACGT\n>b\nGG\n")
+    Path(f"{path}.fai").write_bytes(index)
+    with pytest.warns(GenosparseWarning, match="does not fit"):
+        genome = Genome(path)
+    assert genome.contigs == {"a": 4, "b": 2}
+    assert genome.fetch(Interval("b", 0, 2)) == "GG"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x05" + bytes(7), bytes([1] + [0] * 7 + [9] * 16)])
+def test_a_bgzip_index_that_does_not_fit_is_made_anew(large_bgzip, damage):
+    sequences, path = large_bgzip
+    Genome(path)
+    good = Path(f"{path}.gzi").read_bytes()
+    Path(f"{path}.gzi").write_bytes(damage)
+    assert Genome(path).fetch(Interval("b", 200_000, 200_001)) == sequences["b"][-1]
+    assert Path(f"{path}.gzi").read_bytes() == good
+
+
+def test_a_write_protected_folder_sends_the_index_to_the_cache(small_fasta, cache_home):
+    small_fasta.parent.chmod(0o555)
+    try:
+        for _ in range(2):
+            assert Genome(small_fasta).fetch(Interval("one", 0, 4)) == "ACGT"
+        assert [file.name for file in small_fasta.parent.iterdir()] == ["small.fa"]
+    finally:
+        small_fasta.parent.chmod(0o755)
+    names = [file.name for file in (cache_home / "genosparse" / "fasta").iterdir()]
+    assert sum(name.endswith("-small.fa.fai") for name in names) == 1
+
+
+def _index_as_nobody(path, cache, results):
+    if os.geteuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    os.environ["XDG_CACHE_HOME"] = cache
+    try:
+        results.put(Genome(path).fetch(Interval("one", 0, 4)))
+    except GenosparseError as error:
+        results.put(f"{type(error).__name__}: {error}")
+
+
+@pytest.fixture
+def open_folder():
+    """A folder that every user can reach, as pytest's own are not, with one inside that others cannot write."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "data").mkdir()
+        (folder / "cache").mkdir()
+        (folder / "cache").chmod(0o777)
+        folder.chmod(0o755)
+        (folder / "data").chmod(0o755 if os.geteuid() == 0 else 0o555)
+        yield folder
+        (folder / "data").chmod(0o755)
+
+
+@pytest.mark.parametrize("cache, expected", [("cache", "ACGT"), ("data", "OutputError: the index of ")])
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_where_the_system_refuses_to_write_the_cache_is_used(open_folder, cache, expected):
+    path = open_folder / "data" / "x.fa"
+    path.parent.chmod(0o755)
+    path.write_bytes(b">one\nACGT\n")
+    path.parent.chmod(0o755 if os.geteuid() == 0 else 0o555)
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    process = context.Process(target=_index_as_nobody, args=(path, str(open_folder / cache), results))
+    process.start()
+    process.join()
+    assert results.get().startswith(expected)
+    assert [file.name for file in path.parent.iterdir()] == ["x.fa"]
+    assert len(list((open_folder / "cache").rglob("*.fai"))) == (cache == "cache")
+
+
+def test_the_cache_tells_files_of_one_name_apart(tmp_path, cache_home):
+    for folder, sequence in (("first", b"AAAA"), ("second", b"CCCC")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.fa").write_bytes(b">" + folder.encode() + b"\n" + sequence + b"\n")
+        (tmp_path / folder).chmod(0o555)
+    try:
+        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 4}
+        assert Genome(tmp_path / "second/x.fa").contigs == {"second": 4}
+        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 4}
+        # The same place, another file.
+        (tmp_path / "first/x.fa").write_bytes(b">first\nAAAATT\n")
+        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 6}
+    finally:
+        for folder in ("first", "second"):
+            (tmp_path / folder).chmod(0o755)
+    assert len(list(cache_home.rglob("*.fai"))) == 3
+
+
+def _open_at_once(path, barrier, results):
+    barrier.wait()
+    results.put(Genome(path).fetch(Interval("b", 199_990, 200_001)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_index_at_once_do_no_harm(large_bgzip):
+    sequences, path = large_bgzip
+    context = multiprocessing.get_context("fork")
+    barrier, results = context.Barrier(6), context.SimpleQueue()
+    processes = [context.Process(target=_open_at_once, args=(path, barrier, results)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    fetched = [results.get() for _ in processes]
+    for process in processes:
+        process.join()
+    assert fetched == [sequences["b"][199_990:]] * 6
+    assert sorted(file.name for file in path.parent.iterdir()) == ["large.fa.gz", "large.fa.gz.fai", "large.fa.gz.gzi"]
+
+
+def test_ordinary_gzip_is_recompressed_once_into_the_cache(tmp_path, cache_home):
+    sequences = {"a": random_sequence(300_000)}
+    path = tmp_path / "x.fa.gz"
+    path.write_bytes(gzip.compress(fasta_text(sequences, 60)))
+    with pytest.warns(GenosparseWarning, match=r"x\.fa\.gz is compressed by ordinary gzip"):
+        genome = Genome(path)
+    assert genome.path == path
+    for again in (genome, Genome(path)):
+        assert again.fetch(Interval("a", 123_456, 234_567)) == sequences["a"][123_456:234_567]
+    assert [file.name for file in tmp_path.iterdir()] == ["x.fa.gz"]
+    assert len(list(cache_home.rglob("*.bgz"))) == 1
+
+
+# Files that are no genomes.
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is empty; expected a FASTA file"),
+        (b"\n\n", "is empty; expected a FASTA file"),
+        (gzip.compress(b""), "is empty; expected a FASTA file"),
+        (b"ACGT\n", r"is not a FASTA file: it begins with 'ACGT'"),
+        (b"@read\nAC\n+\nII\n", "begins with '@read', like FASTQ or SAM"),
+        (b";comment\n>a\nAC\n", "begins with ';comment'"),
+        (bytes(range(200, 256)) * 100, "is not a FASTA file"),
+        (b">a\nAC\n>b\nGG\n>a\nAC\n>c\nA\n", "has two records of the name 'a'"),
+        (b">a\nAC\n>a\nAC\n", "has two records of the name 'a'"),
+        (b">\nAC\n", "a record without a name"),
+        (b">a\nACGT\nAC\nACGT\n", "line 3: lines of contig 'a' differ in length"),
+        (b">a\nACGT\nACGTA\n", "line 3: lines of contig 'a' differ in length"),
+        (b">a\nAC\n\nAC\n", "line 3: lines of contig 'a' differ in length"),
+        (b">a\nAC\n>b\n", "the last record, 'b', has no sequence"),
+        (b">a\nAC GT\nAC GT\n", "lines of contig 'a' hold blanks"),
+    ],
+)
+def test_what_is_no_fasta_is_refused_in_one_line(tmp_path, capfd, content, message):
+    path = tmp_path / "x.fa"
+    path.write_bytes(content)
+    with pytest.raises(FileFormatError, match=message) as caught:
+        Genome(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["x.fa"]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_missing_or_no_file_is_refused(tmp_path):
+    with pytest.raises(InputFileNotFoundError, match=r"no\.fa does not exist; expected a FASTA file"):
+        Genome(tmp_path / "no.fa")
+    with pytest.raises(FileFormatError, match="is a folder; expected a FASTA file"):
+        Genome(tmp_path)
+    with pytest.raises(FileFormatError, match="is not a regular file"):
+        Genome("/dev/null")
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.99])
+@pytest.mark.parametrize("compress", [gzip.compress, None])
+def test_a_cut_off_file_is_refused(large_bgzip, tmp_path, cache_home, kept, compress):
+    sequences, path = large_bgzip
+    content = compress(fasta_text(sequences)) if compress else path.read_bytes()
+    cut = tmp_path / "cut.fa.gz"
+    cut.write_bytes(content[: int(kept * len(content))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GenosparseWarning)
+        with pytest.raises(FileFormatError, match=r"cut\.fa\.gz is truncated"):
+            Genome(cut)
+    assert not [file for file in cache_home.rglob("*") if file.is_file()]
+
+
+def test_a_damaged_block_is_named(large_bgzip):
+    sequences, path = large_bgzip
+    Genome(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    stamp = path.stat().st_mtime_ns
+    path.write_bytes(content)
+    os.utime(path, ns=(stamp, stamp))
+    genome = Genome(path)
+    with pytest.raises(FileFormatError, match=r"large\.fa\.gz has a damaged bgzip block at byte \d+"):
+        genome.fetch(Interval("a", 0, len(sequences["a"])))
+
+
+def test_protein_letters_are_refused_at_once(tmp_path):
+    path = tmp_path / "protein.fa"
+    path.write_bytes(b">p\nMENLNMDLLYMAAAV\n")
+    with pytest.raises(SequenceError, match=r"protein\.fa: letter 'E' at 0-based position 1 of contig 'p'"):
+        Genome(path)
+
+
+@pytest.mark.parametrize("strand", ["+", "-"])
+def test_a_bad_letter_is_named_with_contig_and_position(tmp_path, strand):
+    path = tmp_path / "x.fa"
+    sequence = random_sequence(5_000_000).replace("N", "A")
+    path.write_bytes(fasta_text({"good": "ACGT", "bad": sequence[:-2] + "-G"}, 70))
+    genome = Genome(path)
+    assert genome.tokens(Interval("bad", 0, 4_999_998, strand)).shape == (4_999_998,)
+    message = r"x\.fa: letter '-' at 0-based position 4999998 of contig 'bad'"
+    with pytest.raises(SequenceError, match=message):
+        genome.tokens(Interval("bad", 4_999_990, 5_000_000, strand))
+    with pytest.raises(SequenceError, match=message):
+        genome.check_alphabet()
+    genome.check_alphabet(most_bases=1000)
+    genome.check_alphabet(contigs=["good"])
+
+
+# Real files.
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bacteria/Helicobacter_pylori_G27_NC_011333.fna.gz",
+        "bacteria/Vibrio_cholerae_N16961_AE003852.fna.gz",
+        "human_1mb/hg38_chr1_1m.fa.gz",
+        "human_1mb/human_g1k_v37.chr17_1Mb.fasta",
+        "human_chrM_bam/Homo_sapiens_assembly38_chrM_only.fasta",
+        "edge_cases/pyfaidx/genes.fasta",
+        "edge_cases/pyfaidx/genes.fasta.lower",
+        "edge_cases/pyfaidx/issue_141.fasta",
+        "edge_cases/pyfaidx/chr17.hg19.part.fa",
+        "edge_cases/biopython/Tests/Fasta/lupine.nu",
+        "edge_cases/biopython/Tests/GFF/NC_001802lc.fna",
+        "edge_cases/gatk/src/test/resources/iupacFASTA.fasta",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*ordinary gzip:genosparse.errors.GenosparseWarning")
+def test_real_genomes_read_as_biopython_reads_them(test_data, tmp_path, name):
+    path = tmp_path / Path(name).name
+    path.symlink_to(test_data / name)
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt") as stream:
+        expected = {record.id: str(record.seq) for record in SeqIO.parse(stream, "fasta")}
+    genome = Genome(path)
+    assert genome.contigs == {contig: len(sequence) for contig, sequence in expected.items()}
+    for contig, sequence in expected.items():
+        whole = Interval(contig, 0, len(sequence))
+        assert genome.fetch(whole) == sequence
+        tokens, soft_mask = genome.tokens(whole, return_soft_mask=True)
+        assert NucleotideTokenizer().decode(tokens) == sequence.upper().replace("U", "T")
+        assert soft_mask.sum() == sum(map(str.islower, sequence))
+        middle = Interval(contig, len(sequence) // 3, len(sequence) // 2 + 1, "-")
+        assert genome.fetch(middle) == str(Seq(sequence[middle.start : middle.end]).reverse_complement())
+
+
+@pytest.mark.realdata
+def test_real_files_that_are_no_genomes(test_data, tmp_path):
+    for name, error, message in [
+        ("edge_cases/biopython/Tests/Fasta/dups.fasta", FileFormatError, "two records of the name 'alpha'"),
+        ("edge_cases/biopython/Tests/Fasta/f003.fa", SequenceError, "letter 'E' at 0-based position 1"),
+        ("edge_cases/biopython/Tests/Fasta/nucleotide_lib.fa", FileFormatError, "two records of the name 'RABGSTB'"),
+        ("edge_cases/htslib/test/faidx/faidx.fa", FileFormatError, "a record without a name"),
+        ("edge_cases/htslib/test/emptyfile", FileFormatError, "is empty"),
+        ("edge_cases/htslib/test/faidx/fastqs.fq", FileFormatError, "is not a FASTA file"),
+        ("edge_cases/nucleus/nucleus/testdata/malformed.fasta", FileFormatError, "is not a FASTA file"),
+        ("human_1mb/human_g1k_v37.chr17_1Mb.2bit", FileFormatError, "is not a FASTA file"),
+    ]:
+        path = tmp_path / Path(name).name
+        path.symlink_to(test_data / name)
+        with pytest.raises(error, match=message):
+            Genome(path)
+
+
+@pytest.mark.realdata
+def test_htslibs_own_edge_cases(test_data, tmp_path):
+    content = (test_data / "edge_cases/htslib/test/faidx/faidx.fa").read_bytes()
+    path = tmp_path / "faidx.fa"
+    path.write_bytes(content.removeprefix(b">\nATGC\n"))  # the record without a name
+    genome = Genome(path)
+    # Blank lines at the ends of records, CR LF, blanks before the name; lengths from htslib's expected index.
+    expected = (test_data / "edge_cases/htslib/test/faidx/faidx.fa.expected.fai").read_text().splitlines()
+    lengths = {name: int(length) for name, length, *_ in (line.split("\t") for line in expected) if name}
+    assert genome.contigs == lengths
+    assert genome.fetch(Interval("trailingblank1", 10, 14)) == "CCTT"
+    assert genome.fetch(Interval("trailingblank3", 0, 5)) == "ACGTA"
+    assert genome.fetch(Interval("foo", 4, 8)) == "TGCA"
+
+
+@pytest.mark.realdata
+def test_a_real_folder_that_is_write_protected_stays_as_it_is(test_data, cache_home):
+    folder = test_data / "edge_cases/pyfaidx"
+    if folder.stat().st_mode & 0o222:
+        pytest.skip("the folder of real data may be written")
+    before = sorted(folder.iterdir())
+    assert Genome(folder / "genes.fasta").contigs
+    assert sorted(folder.iterdir()) == before
+    assert len(list(cache_home.rglob("*.fai"))) == 1
