@@ -1,0 +1,1 @@
+"""Hydra configuration: one primary config per pipeline, and the groups that they draw from."""

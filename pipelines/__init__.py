@@ -1,0 +1,1 @@
+"""The pipelines: thin Hydra entry points, one module per subcommand of ``genosparse``."""

@@ -1,0 +1,71 @@
+"""Pictures: whole PNG files, the same bytes for the same arrays, with everything drawn that was given."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pytest
+
+from genosparse.errors import OutputError
+from genosparse.plotting import plot_loss_curve, plot_score_histogram
+
+STEPS = np.arange(0, 400, 2)
+LOSS = 1.2 + 0.2 * np.exp(-STEPS / 100)
+
+
+def draw_curve(path: Path, baselines: dict[str, float]) -> bytes:
+    plot_loss_curve(path, STEPS, LOSS, [0, 200, 398], [2.0, 1.9, 1.85], baselines)
+    return path.read_bytes()
+
+
+def test_same_arrays_same_bytes_whatever_the_users_settings(tmp_path: Path) -> None:
+    first = draw_curve(tmp_path / "a.png", {"k-mers": 1.859})
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20}):
+        assert draw_curve(tmp_path / "b.png", {"k-mers": 1.859}) == first
+        assert mpl.rcParams["font.size"] == 30
+    assert first.startswith(b"\x89PNG")
+    height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape
+    assert (width, height) == (1050, 630)
+    assert b"matplotlib" not in first.lower()
+
+
+def test_every_curve_is_drawn(tmp_path: Path) -> None:
+    pictures = [
+        draw_curve(tmp_path / "a.png", {}),
+        draw_curve(tmp_path / "b.png", {"k-mers": 1.859}),
+        draw_curve(tmp_path / "c.png", {"k-mers": 1.859, "interpolated": 1.835}),
+    ]
+    plot_loss_curve(tmp_path / "d.png", STEPS, LOSS, [], [], {})
+    plot_loss_curve(tmp_path / "e.png", [], [], [0], [2.0], {})
+    pictures += [(tmp_path / name).read_bytes() for name in ("d.png", "e.png")]
+    assert len(set(pictures)) == 5
+
+
+def test_training_loss_is_shown_in_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *args, **more: drawn.append(args) or plot(self, *args, **more))
+    plot_loss_curve(tmp_path / "a.png", [1], [np.log(4)], [], [], {})
+    np.testing.assert_allclose(drawn[0][1], [2.0])  # ln 4 nats are 2 bits
+
+
+def test_histogram_of_anything(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).normal(size=100)
+    cases = [
+        {"stop gained": scores - 1, "synonymous": scores},
+        {"stop gained": scores - 1},
+        {"one value": [0.5, 0.5], "none": []},
+        {"not finite": [np.nan, np.inf, 1.0]},
+        {"none": []},
+    ]
+    for index, case in enumerate(cases):
+        plot_score_histogram(tmp_path / f"{index}.png", case, "title", "llr (nats)")
+    assert len({(tmp_path / f"{index}.png").read_bytes() for index in range(len(cases))}) == len(cases)
+
+
+def test_folder_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist"):
+        plot_score_histogram(tmp_path / "missing" / "a.png", {"a": [1.0]}, "", "")
