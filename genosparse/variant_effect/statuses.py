@@ -1,0 +1,105 @@
+"""What becomes of each ALT: scored, or the reason why not."""
+
+from enum import StrEnum
+
+from genosparse.intervals import Interval
+from genosparse.readers import Genome, Variant
+from genosparse.tokenizers import N, NucleotideTokenizer
+
+__all__ = ["Status", "VariantKind", "alt_status", "changed_offsets", "record_status", "variant_kind"]
+
+_CONCRETE = frozenset("ACGT")
+
+
+class Status(StrEnum):
+    """The status of one ALT.
+
+    When several would fit, the earliest in this order is given: first where the record lies, then its REF, then the
+    ALT, then what the scores can do. So the status names what has to be mended first.
+    """
+
+    CONTIG_MISSING = "contig_missing"  # the genome has no such contig
+    OUT_OF_BOUNDS = "out_of_bounds"  # REF begins before the contig's first base or ends after its last
+    AMBIGUOUS_REF = "ambiguous_ref"  # REF has a letter other than A C G T
+    REF_MISMATCH = "ref_mismatch"  # REF is not what the genome has there
+    SYMBOLIC = "symbolic"  # ALT is no sequence: <DEL>, *, a breakend
+    AMBIGUOUS_ALT = "ambiguous_alt"  # ALT has a letter other than A C G T
+    TOO_LONG = "too_long"  # REF or ALT is longer than the context
+    UNSUPPORTED = "unsupported"  # no requested score is defined for this kind of variant
+    SCORED = "scored"  # every requested score that is defined for this kind of variant is there
+
+
+class VariantKind(StrEnum):
+    """The class of a REF and ALT pair; a score says for which classes it is defined."""
+
+    NONE = "none"  # ALT equals REF
+    SNV = "snv"  # equal length, one base differs
+    MNV = "mnv"  # equal length, more bases differ
+    INDEL = "indel"  # the lengths differ
+
+
+def record_status(variant: Variant, genome: Genome, contig: str | None) -> Status | None:
+    """Return the status that a record's place and REF give to all its ALTs, or None when both are in order.
+
+    Case is of no account. Where the genome has an ambiguity code, a REF among its members matches, as the VCF
+    specification wants it, but nothing matches N.
+
+    Args:
+        variant: The record.
+        genome: The reference.
+        contig: The genome's name for the record's contig, None when it has none.
+    """
+    if contig is None:
+        return Status.CONTIG_MISSING
+    end = variant.position0 + len(variant.ref)
+    if variant.position0 < 0 or end > genome.contigs[contig]:
+        return Status.OUT_OF_BOUNDS
+    if not _is_concrete(variant.ref):
+        return Status.AMBIGUOUS_REF
+    reference = genome.tokens(Interval(contig, variant.position0, end))
+    ref = NucleotideTokenizer().encode(variant.ref)
+    matches = (ref & reference != 0) & (reference != N)
+    return None if matches.all() else Status.REF_MISMATCH
+
+
+def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
+    """Return the status that an ALT's form gives it, or None when it is a sequence that can be scored.
+
+    Args:
+        ref: The record's REF.
+        alt: One of its ALTs.
+        max_length: The longest allele, in bases, that can be scored.
+    """
+    # Breakends hold brackets (mated) or begin or end with a dot (single), '*' is an allele deleted upstream.
+    if alt == "*" or not alt or any(symbol in alt for symbol in "<>[]."):
+        return Status.SYMBOLIC
+    if not _is_concrete(alt):
+        return Status.AMBIGUOUS_ALT
+    if max(len(ref), len(alt)) > max_length:
+        return Status.TOO_LONG
+    return None
+
+
+def variant_kind(ref: str, alt: str) -> VariantKind:
+    """Return the class of a REF and ALT pair, both of A C G T.
+
+    Bases that REF and ALT share do not count, as in htslib: the ALT of ``AC>AT``, which multi-allelic records beside
+    a deletion need, is an SNV at the second base.
+    """
+    if len(ref) != len(alt):
+        return VariantKind.INDEL
+    return (VariantKind.NONE, VariantKind.SNV, VariantKind.MNV)[min(len(changed_offsets(ref, alt)), 2)]
+
+
+def changed_offsets(ref: str, alt: str) -> list[int]:
+    """Return the offsets from the record's position at which an ALT of REF's length differs from REF."""
+    pairs = zip(_normalised(ref), _normalised(alt), strict=True)
+    return [offset for offset, (ref_base, alt_base) in enumerate(pairs) if ref_base != alt_base]
+
+
+def _is_concrete(allele: str) -> bool:
+    return _CONCRETE.issuperset(_normalised(allele))
+
+
+def _normalised(allele: str) -> str:
+    return allele.upper().replace("U", "T")

@@ -1,0 +1,159 @@
+"""``genosparse variant-effect``: score the variants of a VCF."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import genosparse
+from genosparse.encoder import Encoder
+from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning
+from genosparse.inputs import STANDARD_INPUT, display_name
+from genosparse.loggers import LOGGERS, open_logger
+from genosparse.outputs import check_writable, claim_run, fingerprint
+from genosparse.pipelines import app
+from genosparse.readers import Genome
+from genosparse.variant_effect.records import InputSummary, read_records, scan_records
+from genosparse.variant_effect.scores import BLOCK_RECORDS, VariantScorer, check_context, find_contigs, resolve_scores
+from genosparse.variant_effect.shards import BlockStore, Shard, merge_blocks, one_process_at_a_time, score_blocks
+from genosparse.variant_effect.statuses import Status
+from genosparse.variant_effect.writers import Provenance, open_writer, output_format
+
+__all__ = ["main"]
+
+_STANDARD_OUTPUT = "-"
+
+
+@app.pipeline("variant-effect", paths=("model", "genome", "variants", "output", "run_dir"))
+def main(config: DictConfig) -> None:
+    """Score variants block by block into ``run_dir``, then write all records with their scores to the output."""
+    output, run_dir = app.path(config, "output"), Path(app.path(config, "run_dir"))
+    shard = None if config.shard is None else Shard.parse(str(config.shard))
+    scores = resolve_scores(list(config.scores) if isinstance(config.scores, ListConfig) else str(config.scores))
+    context = app.integer(config, "context", minimum=1)
+    batch_bases = app.integer(config, "batch_bases", minimum=1)
+    overwrite = app.flag(config, "overwrite")
+    app.choice(config, "logger", LOGGERS)
+    to_bcf = output_format(output) == "bcf"
+    if output != _STANDARD_OUTPUT:
+        check_writable(output)
+    inputs = [app.path(config, key) for key in ("model", "genome", "variants")]
+    _check_not_an_input(output, inputs)
+
+    runtime = app.setup(config)
+    with Genome(inputs[1]) as genome, _rereadable(inputs[2], run_dir) as variants:
+        encoder = Encoder.from_pretrained(inputs[0]).to(runtime.device).eval()
+        check_context(encoder, context)
+        summary = scan_records(variants, all_declared=to_bcf)
+        scorer = VariantScorer(
+            encoder,
+            genome,
+            find_contigs(summary.contigs, genome, display_name(inputs[2])),
+            scores=scores,
+            context=context,
+            batch_bases=batch_bases,
+            precision=runtime.precision,
+        )
+        model = encoder.fingerprint()
+        identity = {
+            "pipeline": "variant-effect",
+            "model": model,
+            "genome": fingerprint(inputs[1]),
+            "variants": fingerprint(variants),
+            "scores": list(scores),
+            "context": context,
+            "batch_bases": batch_bases,
+            "precision": runtime.precision,
+            "block_records": BLOCK_RECORDS,
+            "versions": {"genosparse": genosparse.__version__, "torch": torch.__version__},
+        }
+        with one_process_at_a_time(run_dir):
+            resumes = claim_run(run_dir, identity, overwrite=overwrite, inputs=inputs)
+        if resumes:
+            _say(f"taking up the run in {run_dir}")
+        store = BlockStore(run_dir, scores)
+        if shard is not None:
+            with _stopping_well():
+                score_blocks(scorer, read_records(variants), summary.num_records, store, shard)
+            _say(f"shard {shard} is done; when all are, the same command without shard= writes the output")
+            return
+        settings = OmegaConf.to_container(config, resolve=True)
+        made_by = Provenance(genosparse.__version__, model, context, scores)
+        with open_logger(config.logger, run_dir=run_dir, name=config.name, config=settings) as logger, _stopping_well():
+            score_blocks(scorer, read_records(variants), summary.num_records, store, Shard())
+            with open_writer(output, summary.header_lines, made_by) as writer:
+                counts = merge_blocks(read_records(variants), store, scores, writer)
+            logger.summarize({"records": summary.num_records, "alts": counts.total(), **counts})
+    _summarise(counts, summary, output)
+
+
+def _check_not_an_input(output: str, inputs: list[str]) -> None:
+    if any(os.path.exists(given) and os.path.exists(output) and os.path.samefile(output, given) for given in inputs):
+        raise ConfigError(f"output={output} is one of the inputs; give another name")
+
+
+@contextlib.contextmanager
+def _rereadable(variants: str, run_dir: Path) -> Iterator[Path]:
+    """Give a path that can be read more than once; standard input and pipes are copied to a file first."""
+    path = Path(variants)
+    if variants != STANDARD_INPUT and (path.is_file() or path.is_dir() or not path.exists()):
+        yield path
+        return
+    # The run folder is taken only when everything else is in order, so the copy lies beside it.
+    parent = next(folder for folder in run_dir.absolute().parents if folder.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".genosparse-", dir=parent) as folder:
+        copy = Path(folder) / "input.vcf"
+        with contextlib.ExitStack() as stack:
+            source = sys.stdin.buffer if variants == STANDARD_INPUT else stack.enter_context(path.open("rb"))
+            shutil.copyfileobj(source, stack.enter_context(copy.open("wb")))
+        try:
+            yield copy
+        except FileFormatError as error:
+            raise FileFormatError(str(error).replace(str(copy), display_name(variants))) from None
+
+
+@contextlib.contextmanager
+def _stopping_well() -> Iterator[None]:
+    """Say, when a signal stops the work, that nothing finished is lost."""
+    message = "stopped; the same command goes on from the finished blocks"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise app.Interrupted(signal.SIGINT, message) from None
+    except app.Interrupted as stop:
+        raise app.Interrupted(stop.signal_number, message) from None
+
+
+def _summarise(counts: Counter[str], summary: InputSummary, output: str) -> None:
+    total = counts.total()
+    where = "standard output" if output == _STANDARD_OUTPUT else output
+    lines = [f"{_counted(total, 'ALT')} in {_counted(summary.num_records, 'record')} -> {where}"]
+    width = len(f"{max(counts.values(), default=0):,}")
+    lines += [f"  {counts[status]:>{width},}  {status}" for status in reversed(Status) if counts[status]]
+    _say("\n".join(lines))
+    if counts[Status.REF_MISMATCH] > total / 10:
+        mismatches = (
+            f"{counts[Status.REF_MISMATCH]:,} of {total:,} ALTs have a REF that is not what the genome has there"
+        )
+        warnings.warn(f"{mismatches}; check that it is the right assembly", GenosparseWarning, stacklevel=1)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"genosparse variant-effect: {text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
