@@ -1,0 +1,24 @@
+"""Masked-base pretraining.
+
+``windows`` says what is trained on and what is held out, ``masking`` makes the task, ``evaluation`` measures, ``loop``
+trains, ``card`` tells what came out.
+"""
+
+from genosparse.pretraining.card import model_card
+from genosparse.pretraining.evaluation import HeldOut, evaluate
+from genosparse.pretraining.loop import TrainerSettings, TrainingResult, train
+from genosparse.pretraining.masking import MaskingSettings, mask_window
+from genosparse.pretraining.windows import Corpus, Span
+
+__all__ = [
+    "Corpus",
+    "HeldOut",
+    "MaskingSettings",
+    "Span",
+    "TrainerSettings",
+    "TrainingResult",
+    "evaluate",
+    "mask_window",
+    "model_card",
+    "train",
+]

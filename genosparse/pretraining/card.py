@@ -1,0 +1,101 @@
+"""The model card that goes with the weights. It holds no date and no path: equal runs give equal cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import genosparse
+from genosparse.encoder import Encoder
+
+__all__ = ["model_card"]
+
+
+def model_card(
+    encoder: Encoder,
+    *,
+    name: str,
+    data: Sequence[str],
+    validation: str,
+    training: Mapping[str, object],
+    metrics: Mapping[str, float],
+    baselines: Mapping[str, float],
+    sites: int,
+) -> str:
+    """Write the card as Markdown.
+
+    Args:
+        encoder: The trained model.
+        name: The run's name.
+        data: One line per genome: its file name, size and checksum.
+        validation: What was held out.
+        training: Settings and length of the training, in the order to show.
+        metrics: Held-out metrics by name; empty when nothing was held out or trained.
+        baselines: Bits per base of the k-mer models at the same sites.
+        sites: Number of those sites.
+    """
+    config = encoder.config
+    patterns = "; ".join(
+        ", ".join(f"{key}={value}" for key, value in pattern.to_dict().items() if value not in (None, False, 0))
+        for pattern in config.patterns
+    )
+    lines = [
+        f"# {name}",
+        "",
+        f"A genosparse encoder of DNA at single-base resolution: {encoder.num_parameters:,} parameters, "
+        f"{config.num_layers} layers, width {config.d_model}, {config.num_heads} heads ({config.kv_heads} for keys and "
+        f"values), attention {patterns}.",
+        "",
+        "```python",
+        "import genosparse as gs",
+        'encoder = gs.Encoder.from_pretrained("path/to/this/folder")',
+        "```",
+        "",
+        "## Data",
+        "",
+        *(f"- {line}" for line in data),
+        f"- held out: {validation}",
+        "",
+        "## Training",
+        "",
+        f"Masked bases, with genosparse {genosparse.__version__}.",
+        "",
+        *(f"- {key}: {value}" for key, value in training.items()),
+        "",
+        "## Held-out metrics",
+        "",
+    ]
+    if metrics:
+        lines += [
+            f"At {sites:,} sparse sites of the held-out sequence, shown as MASK; the k-mer models (two-sided, counted "
+            "on both strands of the training sequence) are measured at the same sites. Lower is better; 2 is chance.",
+            "",
+            "| model | bits per base |",
+            "|---|---|",
+            f"| this encoder, one strand | {metrics['bits_per_base']:.4f} |",
+            f"| this encoder, mean of both strands | {metrics['bits_per_base_both_strands']:.4f} |",
+            f"| best single k-mer table | {baselines['best_kmer']:.4f} |",
+            f"| interpolated k-mers (0 to 8 bases each side) | {baselines['interpolated']:.4f} |",
+            "",
+            f"Loss {metrics['loss']:.4f} nats, accuracy {metrics['accuracy']:.4f} (one strand).",
+        ]
+    elif config.trained_context is None:
+        lines += ["None: these weights are untrained, as initialized. Their outputs mean nothing yet."]
+    else:
+        lines += ["None: nothing was held out."]
+    context = f"{config.trained_context:,} bases" if config.trained_context else "no context yet"
+    lines += [
+        "",
+        "## Scores",
+        "",
+        "`llr` is log P(alt) - log P(ref) in nats at the masked site, mean over both strands: negative means that the "
+        "model finds ALT less likely than REF.",
+        "",
+        "## Limits",
+        "",
+        f"- Trained on {context}; sequences up to {config.max_length:,} bases are accepted, and longer than trained is "
+        "extrapolation.",
+        "- It knows the genomes named above and no others; what it says of another species is untested.",
+        "- Research use: it was not validated for clinical decisions.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,152 @@
+"""Bits per base on held-out sequence, the model's and the k-mer baselines' at the same sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from genosparse.baselines import MAX_FLANK, flanks, kmer_baselines
+from genosparse.encoder import Encoder
+from genosparse.pretraining.masking import NO_TARGET, base_numbers
+from genosparse.pretraining.windows import Corpus
+from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
+
+__all__ = ["SITE_SPACING", "HeldOut", "evaluate"]
+
+# One site per cell of this many bases, in the cell's first half: sites are then more than MAX_FLANK apart, so that no
+# k-mer context reaches over another masked site and model and baselines know the same about each.
+SITE_SPACING = 2 * MAX_FLANK
+
+
+class HeldOut:
+    """Held-out windows with a seeded set of sparse sites that are shown as MASK.
+
+    Args:
+        corpus: Genomes with held-out spans.
+        seed: Of the sites.
+    """
+
+    def __init__(self, corpus: Corpus, seed: int) -> None:
+        self._corpus = corpus
+        self.context = corpus.context
+        self.num_bases = sum(span.length for span in corpus.held_out)
+        self._windows: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []  # tokens, sites in them
+        contexts = []
+        random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**64 - 1], np.uint64)))
+        for span in corpus.held_out:
+            tokens = corpus.tokens(span)
+            cells = np.arange(0, len(tokens), SITE_SPACING)
+            sites = cells + random.integers(SITE_SPACING // 2, size=len(cells))
+            sites = sites[sites < len(tokens)]
+            sites = sites[base_numbers(tokens[sites]) != NO_TARGET]
+            contexts.append(flanks(tokens, sites))
+            for start in range(0, len(tokens), self.context):
+                inside = sites[(sites >= start) & (sites < start + self.context)]
+                # The last window reaches back to full length; its sites stay those of its own stretch.
+                first = max(0, min(start, len(tokens) - self.context))
+                self._windows.append((tokens[first : first + self.context], inside - first))
+        self.contexts = np.concatenate([*contexts, np.empty((0, 2 * MAX_FLANK + 1), np.uint8)])
+
+    @property
+    def num_sites(self) -> int:
+        """Sites in all."""
+        return len(self.contexts)
+
+    def baselines(self) -> dict[str, float]:
+        """Bits per base of the k-mer models, counted on the training spans."""
+        return kmer_baselines([self._corpus.tokens(span) for span in self._corpus.training], self.contexts)
+
+    def batches(
+        self, size: int, *, most_windows: int | None = None, reverse: bool = False
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of windows with sites: shown tokens ``[B, context]`` and classes ``[B, context]``, -1 off the sites.
+
+        Args:
+            size: Windows per batch.
+            most_windows: Take this many windows, evenly spread; None takes all.
+            reverse: Show the reverse complement.
+        """
+        windows = [window for window in self._windows if len(window[1])]
+        if most_windows is not None and most_windows < len(windows):
+            windows = [windows[round(place)] for place in np.linspace(0, len(windows) - 1, most_windows)]
+        for first in range(0, len(windows), size):
+            part = windows[first : first + size]
+            shown = np.full((len(part), self.context), PAD, np.uint8)
+            classes = np.full((len(part), self.context), NO_TARGET, np.int64)
+            for row, (tokens, sites) in enumerate(part):
+                masked = tokens.copy()
+                masked[sites] = MASK
+                truth = np.full(len(tokens), NO_TARGET)
+                truth[sites] = base_numbers(tokens[sites])
+                if reverse:
+                    masked = NucleotideTokenizer().reverse_complement(masked)
+                    truth = np.where(truth == NO_TARGET, NO_TARGET, 3 - truth)[::-1]
+                shown[row, : len(tokens)], classes[row, : len(tokens)] = masked, truth
+            yield torch.from_numpy(shown), torch.from_numpy(classes)
+
+
+def evaluate(
+    encoder: Encoder,
+    held_out: HeldOut,
+    *,
+    batch_windows: int,
+    most_windows: int | None = None,
+    both_strands: bool = False,
+    autocast: AbstractContextManager[object] | None = None,
+) -> dict[str, float]:
+    """Loss, accuracy and bits per base at the held-out sites.
+
+    Args:
+        encoder: The model; left in the mode it was in.
+        held_out: Windows and sites.
+        batch_windows: Windows per forward pass.
+        most_windows: Evaluate this many windows alone, evenly spread.
+        both_strands: Average the log-probabilities of the two strands (normalized again) before measuring.
+        autocast: Context of the forward passes.
+
+    Returns:
+        ``loss`` in nats, ``accuracy`` (fraction of sites whose likeliest base is the true one) and ``bits_per_base``.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    loss, correct, sites = 0.0, 0, 0
+    with torch.inference_mode(), autocast or nullcontext():
+        strands = [
+            held_out.batches(batch_windows, most_windows=most_windows, reverse=reverse) for reverse in (False, True)
+        ]
+        for forward, backward in zip(*strands, strict=True):
+            log_probs, truth = _log_probs(encoder, *forward)
+            if both_strands:
+                # Sites of the reversed window come in reversed order row by row: undo it by the row's positions.
+                reversed_log_probs, _ = _log_probs(encoder, *backward, mirrored=True)
+                log_probs = ((log_probs + reversed_log_probs.flip(1)) / 2).log_softmax(dim=1)
+            loss -= float(log_probs.gather(1, truth[:, None]).sum(dtype=torch.float64))
+            correct += int((log_probs.argmax(dim=1) == truth).sum())
+            sites += len(truth)
+    encoder.train(was_training)
+    return {
+        "loss": loss / sites,
+        "accuracy": correct / sites,
+        "bits_per_base": loss / sites / math.log(2),
+    }
+
+
+def _log_probs(
+    encoder: Encoder, shown: torch.Tensor, classes: torch.Tensor, *, mirrored: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities ``[sites, 4]`` and true classes ``[sites]`` at the sites of a batch, row by row.
+
+    ``mirrored`` rows are read from their end, so that their sites come in the order of the other strand.
+    """
+    shown, classes = shown.to(encoder.device), classes.to(encoder.device)
+    hidden = encoder(shown)
+    if mirrored:
+        hidden, classes = hidden.flip(1), classes.flip(1)
+    at = classes != NO_TARGET
+    return functional.log_softmax(encoder.head(hidden[at]), dim=1), classes[at]

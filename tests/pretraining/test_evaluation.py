@@ -1,0 +1,114 @@
+"""Held-out sites, and the measure taken at them."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genosparse.attention import SparsePattern
+from genosparse.baselines import MAX_FLANK
+from genosparse.encoder import Encoder, EncoderConfig
+from genosparse.intervals import Interval
+from genosparse.pretraining import Corpus, HeldOut, evaluate
+from genosparse.pretraining.masking import NO_TARGET
+from genosparse.readers import Genome
+from genosparse.tokenizers import MASK, NucleotideTokenizer
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    random = np.random.default_rng(0)
+    with (tmp_path / "ref.fa").open("w") as file:
+        for name, length in {"train": 2000, "held": 1030, "short": 70}.items():
+            file.write(f">{name}\n{''.join(random.choice(list('ACGTN'), length, p=[0.24, 0.25, 0.25, 0.25, 0.01]))}\n")
+    with Genome(tmp_path / "ref.fa") as genome:
+        return Corpus([genome], validation=["held", "short"], context=100)
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    pattern = SparsePattern(window=8, stride=16, num_global=1)
+    encoder = Encoder(EncoderConfig(d_model=32, num_layers=1, num_heads=2, patterns=(pattern,), max_length=200))
+    with torch.no_grad():
+        encoder.head.linear.weight.normal_()
+    return encoder
+
+
+def test_sites_are_sparse_known_and_each_measured_once(corpus: Corpus) -> None:
+    held_out = HeldOut(corpus, seed=3)
+    total = 0
+    for shown, classes in held_out.batches(4):
+        for row, truth in zip(shown.numpy(), classes.numpy(), strict=True):
+            sites = np.flatnonzero(truth != NO_TARGET)
+            assert (row[sites] == MASK).all()
+            assert (row != MASK)[truth == NO_TARGET].all()
+            assert (np.diff(sites) > MAX_FLANK).all()
+            total += len(sites)
+    assert total == held_out.num_sites == len(held_out.contexts)
+    # One per 16 bases of 1,030 + 70, less the one per cent that are N.
+    assert 60 <= total <= 70
+
+
+def test_sites_depend_on_the_seed_alone(corpus: Corpus) -> None:
+    same = [HeldOut(corpus, seed=3).contexts, HeldOut(corpus, seed=3).contexts]
+    assert np.array_equal(*same)
+    assert not np.array_equal(same[0], HeldOut(corpus, seed=4).contexts)
+
+
+def test_measure_equals_a_site_by_site_count(corpus: Corpus, encoder: Encoder) -> None:
+    held_out = HeldOut(corpus, seed=3)
+    losses, hits = [], []
+    with torch.no_grad():
+        for shown, classes in held_out.batches(1):
+            logits = encoder.base_logits(shown)[0].log_softmax(-1)
+            for site in (classes[0] != NO_TARGET).nonzero().flatten().tolist():
+                losses.append(-float(logits[site, classes[0, site]]))
+                hits.append(int(logits[site].argmax()) == int(classes[0, site]))
+    metrics = evaluate(encoder, held_out, batch_windows=5)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert metrics["bits_per_base"] == pytest.approx(np.mean(losses) / math.log(2), abs=1e-5)
+    assert metrics["accuracy"] == pytest.approx(np.mean(hits))
+
+
+def test_both_strands_average_the_log_probabilities_of_the_same_site(corpus: Corpus, encoder: Encoder) -> None:
+    held_out = HeldOut(corpus, seed=3)
+    reverse_complement = NucleotideTokenizer().reverse_complement
+    losses = []
+    with torch.no_grad():
+        for shown, classes in held_out.batches(1):
+            length = int((shown[0] != 0).sum())  # without the padding of a short contig
+            tokens = shown[0, :length].numpy()
+            forward = encoder.base_logits(torch.from_numpy(tokens)[None])[0].log_softmax(-1)
+            turned = torch.from_numpy(reverse_complement(tokens).copy())[None]
+            backward = encoder.base_logits(turned)[0].log_softmax(-1).flip(0, 1)
+            both = ((forward + backward) / 2).log_softmax(-1)
+            sites = (classes[0] != NO_TARGET).nonzero().flatten()
+            losses += (-both[sites, classes[0, sites]]).tolist()
+    metrics = evaluate(encoder, held_out, batch_windows=5, both_strands=True)
+    assert metrics["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_fewer_windows_are_spread_over_all(corpus: Corpus) -> None:
+    held_out = HeldOut(corpus, seed=3)
+    windows = [shown for shown, _ in held_out.batches(1)]
+    picked = [shown for shown, _ in held_out.batches(1, most_windows=3)]
+    assert [next(n for n, window in enumerate(windows) if window.equal(pick)) for pick in picked] == [0, 6, 11]
+
+
+def test_model_stays_in_training_mode(corpus: Corpus, encoder: Encoder) -> None:
+    evaluate(encoder.train(), HeldOut(corpus, seed=3), batch_windows=8)
+    assert encoder.training
+
+
+def test_baselines_never_see_held_out_sequence(tmp_path: Path) -> None:
+    """Held out is a poly-A that training lacks altogether: a model that peeked would know it."""
+    random = np.random.default_rng(0)
+    train = "".join(random.choice(list("CG"), 5000))
+    (tmp_path / "ref.fa").write_text(f">train\n{train}\n>held\n{'A' * 500}\n")
+    with Genome(tmp_path / "ref.fa") as genome:
+        assert genome.fetch(Interval("held", 0, 3)) == "AAA"
+        baselines = HeldOut(Corpus([genome], validation=["held"], context=100), seed=0).baselines()
+    assert min(baselines.values()) >= 2
