@@ -39,6 +39,7 @@ from genosparse.readers import Genome
 
 __all__ = ["main"]
 
+_DEFAULT_MINUTES = 40
 METRICS_FILE = "metrics.json"
 TABLE_FILE = "metrics.csv"
 CURVE_FILE = "loss_curve.png"
@@ -49,6 +50,8 @@ def main(config: DictConfig) -> None:
     """Train, or go on training, and end with a model folder, a card and a curve."""
     runtime = app.setup(config)
     precision = _training_precision(config, runtime)
+    if config.trainer.max_minutes == "auto":
+        config.trainer.max_minutes = None if config.trainer.max_steps is not None else _DEFAULT_MINUTES
     settings = _settings(TrainerSettings, config.trainer, "trainer")
     masking = _settings(MaskingSettings, config.data.masking, "data.masking")
     app.choice(config, "logger", LOGGERS)

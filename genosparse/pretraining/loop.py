@@ -42,8 +42,9 @@ TIMED_COLUMNS = ("seconds", "bases_per_second")
 class TrainerSettings:
     """How long and how fast.
 
-    Training ends at ``max_steps`` or after ``max_minutes`` of training, whichever comes first; the learning rate
-    follows whichever is nearer its end, so that both kinds of run finish their schedule.
+    Training ends at ``max_steps`` or after ``max_minutes`` of training, whichever comes first. The learning rate
+    follows the steps where their number is given, so that the clock has no say in the result, and the minutes
+    otherwise.
 
     Args:
         max_steps: Optimizer steps; None for no limit.
@@ -106,13 +107,15 @@ class TrainerSettings:
                 raise ConfigError(f"trainer.{name}={value}: expected a number from {least} to {most}")
 
     def progress(self, step: int, minutes: float) -> float:
-        """The fraction of the run that is done, 0 to 1."""
-        parts = [0.0]
+        """The fraction of the schedule that is done, 0 to 1."""
         if self.max_steps is not None:
-            parts.append(step / max(self.max_steps, 1))
-        if self.max_minutes is not None:
-            parts.append(minutes / max(self.max_minutes, 1e-9))
-        return min(1.0, max(parts)) if self.max_steps != 0 else 1.0
+            return min(1.0, step / self.max_steps) if self.max_steps else 1.0
+        assert self.max_minutes is not None
+        return min(1.0, minutes / self.max_minutes) if self.max_minutes else 1.0
+
+    def is_over(self, step: int, minutes: float) -> bool:
+        """Whether training ends here."""
+        return self.progress(step, minutes) >= 1.0 or (self.max_minutes is not None and minutes >= self.max_minutes)
 
     def learning_rate_at(self, progress: float) -> float:
         """Linear warmup, then half a cosine down to ``final_learning_rate`` of the peak."""
@@ -210,8 +213,8 @@ def train(
             _save_checkpoint(run_dir / CHECKPOINT, encoder, optimizer, step, minutes())
 
     with _caught_signals() as caught:
-        while (done := settings.progress(step, minutes())) < 1.0 and not caught:
-            learning_rate = settings.learning_rate_at(done)
+        while not settings.is_over(step, minutes()) and not caught:
+            learning_rate = settings.learning_rate_at(settings.progress(step, minutes()))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             loss = torch.zeros((), device=encoder.device)
