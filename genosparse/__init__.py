@@ -26,7 +26,7 @@ _HOMES = {
     "sparse_attention": "genosparse.attention",
 }
 
-__all__ = [*_HOMES, "__version__"]  # noqa: PLE0604 - names resolve through __getattr__
+__all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
     from genosparse.attention import SparsePattern as SparsePattern

@@ -7,18 +7,21 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from genosparse.errors import ConfigError, InputFileNotFoundError, OutputError
 
-__all__ = ["RUN_FILE", "atomic_output", "check_writable", "claim_run", "fingerprint"]
+__all__ = ["RUN_FILE", "atomic_output", "check_writable", "fingerprint", "holds_run", "open_run"]
 
 RUN_FILE = "run.json"
 _RUN_FORMAT = "genosparse-run-1"
-_PARTIAL = ".partial-"
+_PARTIAL = ".genosparse-partial-"
+# A temporary folder is locked right after it is made; a younger one than this, in seconds, may be in between.
+_SETTLED = 60
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -78,7 +81,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"cannot write {path}: {target.parent} {what}")
     # Making the file is the only sure test: permission bits say nothing of root, quotas or read-only mounts.
     try:
-        with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=".genosparse-check-", dir=target.parent) as folder:
             (Path(folder) / target.name).touch()
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; write to another folder") from error
@@ -93,51 +96,114 @@ def fingerprint(path: str | os.PathLike[str]) -> str:
         raise InputFileNotFoundError(f"cannot read {path}: {error.strerror}; check the path") from error
 
 
-def claim_run(
+@contextmanager
+def open_run(
     run_dir: str | os.PathLike[str],
     identity: Mapping[str, Any],
     *,
+    owns: Collection[str],
     overwrite: bool = False,
+    shared: bool = False,
     inputs: Iterable[str | os.PathLike[str]] = (),
-) -> bool:
-    """Take a run folder for one run, and say whether an earlier start of that same run is in it.
+) -> Iterator[bool]:
+    """Hold a run folder for one run, and say whether an earlier start of that same run is in it.
+
+    The folder is locked while the block runs, where its file system can: two runs never mix in it.
 
     Args:
         run_dir: The folder; it is created when missing, its parents too.
-        identity: All that decides the run's results (settings, fingerprints of inputs and model), as JSON values.
-        overwrite: Remove what an earlier run left in the folder and start anew. Only a folder with a ``run.json`` of
-            genosparse is ever cleared.
-        inputs: Files and folders that the run reads; a folder that holds one of them is never cleared.
+        identity: All that decides the run's results (settings, fingerprints of inputs and model), as JSON values;
+            ``pipeline`` among them.
+        owns: Names of the files and folders that the run keeps in the folder; nothing else is ever removed.
+        overwrite: Remove what an earlier run of the same pipeline left in the folder and start anew.
+        shared: Let processes of the same run work in the folder at the same time.
+        inputs: Files and folders that the run reads; what holds one of them is never removed.
 
-    Returns:
+    Yields:
         True when the folder holds the same run (resume), False when the run is fresh.
 
     Raises:
-        ConfigError: The folder holds another run; names the settings that differ.
+        ConfigError: The folder holds another run; names the settings that differ. Or another process is using it.
         OutputError: The folder cannot be written, or holds something that is not a run.
     """
     run_dir = Path(run_dir)
-    record = run_dir / RUN_FILE
     wanted = json.loads(json.dumps(identity))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
         raise OutputError(f"cannot use run_dir={run_dir}: {error.strerror}; pass another run_dir=") from error
-    if any(run_dir.iterdir()):
+    try:
+        if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            resumes = _claim(run_dir, wanted, owns, overwrite, inputs)
+            if shared:
+                _lock(folder, fcntl.LOCK_SH)
+        elif shared and not overwrite and _lock_patiently(folder, fcntl.LOCK_SH):
+            resumes = True
+        else:
+            raise ConfigError(f"another process is using run_dir={run_dir}; wait for it, or pass another run_dir=")
+        if shared:  # another process may have claimed the folder before the lock was shared
+            _check_same(run_dir, _read_record(run_dir / RUN_FILE) or {}, wanted)
+        yield resumes
+    finally:
+        os.close(folder)
+
+
+def holds_run(run_dir: str | os.PathLike[str], identity: Mapping[str, Any]) -> bool:
+    """Whether a folder holds a start of that very run; touches nothing."""
+    return _read_record(Path(run_dir) / RUN_FILE) == json.loads(json.dumps(identity))
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    """Lock a folder; where its file system has no locks, act as if it were."""
+    try:
+        fcntl.flock(descriptor, kind)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _lock_patiently(descriptor: int, kind: int) -> bool:
+    """Lock a folder that another process holds for the moment in which it claims it."""
+    for _ in range(200):
+        if _lock(descriptor, kind | fcntl.LOCK_NB):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _claim(
+    run_dir: Path,
+    wanted: Mapping[str, Any],
+    owns: Collection[str],
+    overwrite: bool,
+    inputs: Iterable[str | os.PathLike[str]],
+) -> bool:
+    """Take a locked folder: True when the same run is in it."""
+    record = run_dir / RUN_FILE
+    if any(not entry.name.startswith(_PARTIAL) for entry in run_dir.iterdir()):
         held = _read_record(record)
         if held is None:
             raise OutputError(f"run_dir={run_dir} is not empty and holds no run of genosparse; pass another run_dir=")
+        if held and held.get("pipeline") != wanted.get("pipeline"):
+            raise ConfigError(f"run_dir={run_dir} holds a run of {held.get('pipeline')}; pass another run_dir=")
         if not overwrite:
-            if held == wanted:
-                return True
-            raise ConfigError(
-                f"run_dir={run_dir} holds a run with other settings ({_differences(held, wanted)}); "
-                "pass overwrite=true to start anew, or another run_dir="
-            )
-        _clear(run_dir, [*inputs, Path.cwd(), Path.home()])
+            _check_same(run_dir, held, wanted)
+            return True
+        _clear(run_dir, owns, [*inputs, Path.cwd()])
     with atomic_output(record) as partial:
         partial.write_text(json.dumps({"format": _RUN_FORMAT, "identity": wanted}, indent=1, sort_keys=True) + "\n")
     return False
+
+
+def _check_same(run_dir: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if held != wanted:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run with other settings ({_differences(held, wanted)}); "
+            "pass overwrite=true to start anew, or another run_dir="
+        )
 
 
 def _is_special(path: Path) -> bool:
@@ -157,6 +223,8 @@ def _remove_leftovers(folder: Path) -> None:
     """Remove the temporary folders of runs that were killed: those that no process holds locked."""
     for leftover in folder.glob(f"{_PARTIAL}*/"):
         with suppress(OSError):
+            if time.time() - leftover.stat().st_mtime < _SETTLED:
+                continue
             lock = os.open(leftover, os.O_RDONLY)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,17 +248,17 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     return record["identity"]
 
 
-def _clear(run_dir: Path, keep: Iterable[str | os.PathLike[str]]) -> None:
-    """Empty a run folder, its record last, so that an interrupted clearing can be taken up again."""
-    whole = run_dir.resolve()
+def _clear(run_dir: Path, owns: Collection[str], keep: Iterable[str | os.PathLike[str]]) -> None:
+    """Remove what a run owns, its record last, so that an interrupted clearing can be taken up again."""
+    owned = [run_dir / name for name in owns]
     for path in keep:
-        if Path(path).resolve().is_relative_to(whole):
+        if any(Path(path).resolve().is_relative_to(entry.resolve()) for entry in owned):
             raise OutputError(f"will not clear run_dir={run_dir}: {path} is in it; pass another run_dir=")
-    for entry in sorted(run_dir.iterdir(), key=lambda entry: entry.name == RUN_FILE):
+    for entry in [*owned, run_dir / RUN_FILE]:
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:
-            entry.unlink()
+            entry.unlink(missing_ok=True)
 
 
 def _differences(held: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

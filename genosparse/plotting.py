@@ -75,6 +75,8 @@ def plot_score_histogram(
         title: Above the figure.
         xlabel: The score and its unit.
     """
+    from matplotlib.ticker import MaxNLocator
+
     classes = {name: _floats(scores) for name, scores in scores_by_class.items()}
     classes = {name: scores[np.isfinite(scores)] for name, scores in classes.items()}
     everything = np.concatenate([*classes.values(), np.empty(0)])
@@ -88,7 +90,7 @@ def plot_score_histogram(
         axes.set_title(title)
         axes.set_xlabel(xlabel)
         axes.set_ylabel("count")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, title="dashed: median", alignment="left")
 
 

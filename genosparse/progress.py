@@ -23,7 +23,7 @@ class ProgressBar:
             return
         self._display.advance(self._task, amount)
         speed = self._display.tasks[self._task].speed
-        self._display.update(self._task, rate=f"{_short(speed)} {self._unit}/s" if speed else "")
+        self._display.update(self._task, rate=f"{_short(speed)} {self._unit}/s" if speed and self._unit else "")
         if shown:
             text = "  ".join(f"{name} {value}" for name, value in shown.items())
             self._display.update(self._task, shown=text)
@@ -44,7 +44,7 @@ def progress(description: str, total: float | None, unit: str = "", initial: int
     Args:
         description: What is being done.
         total: Units of work in all; None when that is not known.
-        unit: Name of the units, plural ("bases").
+        unit: Name of the units, plural ("bases"); without one no rate is shown.
         initial: Units that were done before, by an earlier start of the same run; they do not count in the rate.
 
     Yields:

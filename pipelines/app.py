@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import errno
 import functools
+import hashlib
+import json
 import math
 import os
 import re
@@ -13,7 +15,7 @@ import tempfile
 import traceback
 import warnings
 from argparse import ArgumentParser
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -33,11 +35,26 @@ from omegaconf.errors import OmegaConfBaseException
 
 import genosparse
 from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning
+from genosparse.intervals import Interval
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Interrupted", "Runtime", "choice", "flag", "integer", "number", "path", "paths", "pipeline", "setup"]
+__all__ = [
+    "Interrupted",
+    "Runtime",
+    "as_dict",
+    "choice",
+    "fingerprint_intervals",
+    "flag",
+    "integer",
+    "is_given",
+    "number",
+    "path",
+    "paths",
+    "pipeline",
+    "setup",
+]
 
 _CONFIG_MODULE = "genosparse.conf"
 _SHARED_CONFIG = "app"
@@ -118,7 +135,7 @@ class Runtime:
 def setup(config: DictConfig) -> Runtime:
     """Apply ``device``, ``threads``, ``precision`` and ``seed`` of a config to torch.
 
-    ``device=auto`` is CUDA where there is one, else the CPU; ``precision=auto`` is bfloat16 on CUDA, else float32.
+    This version computes on the CPU alone. ``precision=auto`` is float32; ``pretrain`` has its own rule.
 
     Raises:
         ConfigError: A value cannot be used, or the device that was asked for is not there.
@@ -127,22 +144,13 @@ def setup(config: DictConfig) -> Runtime:
 
     seed = integer(config, "seed", minimum=0, maximum=2**63 - 1)
     precision = choice(config, "precision", ("auto", "float32", "bfloat16"))
-    name = str(config.device)
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ConfigError(f"device={name} is unknown; pass auto, cpu, cuda or cuda:<number>")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device={name}: torch finds {torch.cuda.device_count()} CUDA devices here; pass device=cpu or auto"
-        )
+    if config.device not in ("auto", "cpu"):
+        raise ConfigError(f"device={config.device}: this version has CPU kernels alone; pass device=cpu or auto")
+    device = torch.device("cpu")
     if config.threads is not None:
         torch.set_num_threads(integer(config, "threads", minimum=1, maximum=4096))
     torch.manual_seed(seed)
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    return Runtime(device, torch.get_num_threads(), precision, seed)
+    return Runtime(device, torch.get_num_threads(), "float32" if precision == "auto" else precision, seed)
 
 
 def integer(config: DictConfig, key: str, *, minimum: int | None = None, maximum: int | None = None) -> int:
@@ -204,6 +212,28 @@ def paths(config: DictConfig, key: str) -> list[str]:
     return [path(config, f"{key}[{index}]") for index in range(len(value))]
 
 
+def as_dict(node: DictConfig) -> dict[str, Any]:
+    """Return a group of settings, resolved, as plain values."""
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def is_given(key: str) -> bool:
+    """Whether the command line sets a key, or a group of that name or a key within it."""
+    given = [override.lstrip("+~").partition("=")[0] for override in HydraConfig.get().overrides.task]
+    return any(name == key or name.startswith(f"{key}.") for name in given)
+
+
+def fingerprint_intervals(intervals: Iterable[Interval]) -> str:
+    """Return the SHA-256 of intervals in hex, whatever file or pipe they came from."""
+    digest = hashlib.sha256()
+    for interval in intervals:
+        row = (interval.contig, interval.start, interval.end, interval.strand, interval.name)
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
 def _run(name: str, task: Callable[[DictConfig], None], paths: Collection[str], arguments: Sequence[str]) -> int:
     program = f"genosparse {name}"
     show_all = os.environ.get("HYDRA_FULL_ERROR") == "1"
@@ -223,7 +253,7 @@ def _run(name: str, task: Callable[[DictConfig], None], paths: Collection[str], 
             except _JobError as carrier:
                 raise carrier.error from None
         except SystemExit as stop:  # from --help and the like
-            return stop.code if isinstance(stop.code, int) else 0
+            return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
         except (HydraException, OmegaConfBaseException) as error:
             return fail(f"error: {_explain(name, error)}", 2)
         except GenosparseError as error:
@@ -241,7 +271,9 @@ def _run(name: str, task: Callable[[DictConfig], None], paths: Collection[str], 
                 return fail(f"error: {error.strerror}{where}", 2)
             traceback.print_exc()
             return 1
-        except Exception:
+        except Exception as error:
+            if isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error):
+                return fail("error: out of memory; lower the bases per batch or the context", 2)
             traceback.print_exc()
             return 1
     return 0
@@ -263,12 +295,15 @@ def _launch(name: str, task: Callable[[DictConfig], None], paths: Collection[str
     if swept and not options.multirun:
         raise ConfigError(f"{swept[0]} has several values; quote it, or pass --multirun to run each")
 
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+
     def job(config: DictConfig) -> None:
         try:
             _check(name, config)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 _name_job(config, swept)
-            task(config)
+            with _environment(HYDRA_FULL_ERROR=full_error):  # what the task starts is not to inherit ours
+                task(config)
         except Exception as error:
             raise _JobError(error) from error
 
@@ -433,17 +468,21 @@ OmegaConf.register_new_resolver("model_name", _model_name, replace=True)
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(**values: str | None) -> Iterator[None]:
     before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
+    _set_environment(values)
     try:
         yield
     finally:
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for key, value in values.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from genosparse.encoder import Encoder, EncoderConfig
 from genosparse.errors import ConfigError
 from genosparse.intervals import Interval, read_bed
 from genosparse.loggers import LOGGERS, CsvTable, Logger, open_logger
-from genosparse.outputs import atomic_output, claim_run, fingerprint
+from genosparse.outputs import atomic_output, fingerprint, holds_run, open_run
 from genosparse.pipelines import app
 from genosparse.plotting import plot_loss_curve
 from genosparse.pretraining import (
@@ -34,7 +34,6 @@ from genosparse.pretraining import (
 )
 from genosparse.pretraining.loop import CHECKPOINT, COLUMNS
 from genosparse.pretraining.masking import MaskedWindows
-from genosparse.progress import progress
 from genosparse.readers import Genome
 
 __all__ = ["main"]
@@ -57,34 +56,21 @@ def main(config: DictConfig) -> None:
     app.choice(config, "logger", LOGGERS)
     overwrite = app.flag(config, "overwrite")
     context = app.integer(config, "data.context", minimum=1)
-    genome_paths = app.paths(config, "data.genome")
     run_dir = Path(app.path(config, "run_dir"))
 
     torch.manual_seed(runtime.seed)
     encoder = _make_encoder(config)
+    if config.init is not None and encoder.config.trained_context and not app.is_given("data.context"):
+        context = config.data.context = encoder.config.trained_context
     if context > encoder.config.max_length:
         raise ConfigError(
             f"data.context={context} is longer than the model's max_length={encoder.config.max_length}; lower it, or "
             "raise model.max_length"
         )
-    with ExitStack() as stack:
-        genomes = [stack.enter_context(Genome(path)) for path in genome_paths]
-        corpus = None
-        if settings.max_steps != 0:
-            corpus = Corpus(
-                genomes,
-                validation=_validation(config),
-                context=context,
-                regions=_bed(config, "data.regions"),
-                exclude=_bed(config, "data.exclude") or (),
-                max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
-            )
-        checksums = [fingerprint(genome.path) for genome in genomes]
-        sizes = [sum(genome.contigs.values()) for genome in genomes]
-    data = [
-        f"{Path(path).name}: {size:,} bases (SHA-256 of the file {checksum[:16]})"
-        for path, size, checksum in zip(genome_paths, sizes, checksums, strict=True)
-    ]
+    paths = app.paths(config, "data.genome")
+    beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
+    intervals = {key: list(read_bed(path)) for key, path in beds.items()}
+    checksums = [fingerprint(path) for path in paths]
     identity = {
         "pipeline": "pretrain",
         "version": genosparse.__version__,
@@ -93,89 +79,118 @@ def main(config: DictConfig) -> None:
         "precision": precision,
         "start": encoder.fingerprint(),
         "genome": checksums,
-        "data": _contents(config.data, aside=("genome", "regions", "exclude")),
-        "regions": [fingerprint(app.path(config, key)) if OmegaConf.select(config, key) else None for key in _BED_KEYS],
+        "data": _contents(config.data, aside=("genome", *(key.removeprefix("data.") for key in _BED_KEYS))),
+        "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
         "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
     }
-    inputs = [*genome_paths, *([config.init] if config.init else [])]
-    resumes = claim_run(run_dir, identity, overwrite=overwrite, inputs=inputs)
-    if resumes and (run_dir / METRICS_FILE).exists():
-        print(f"{run_dir / 'model'} is there already, made by the same command; overwrite=true makes it anew")  # noqa: T201
-        return
-
-    encoder.to(runtime.device)
-    if corpus is None:
-        _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
-        print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
-        return
-
-    held_out = HeldOut(corpus, runtime.seed) if corpus.held_out else None
-    baselines = held_out.baselines() if held_out is not None and held_out.num_sites else {}
-    if not baselines:
-        held_out = None
-    with ExitStack() as stack:
-
-        def open_log(last_step: int) -> Logger:
-            table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=last_step)
-            logger = stack.enter_context(
-                open_logger(
-                    config.logger, run_dir=run_dir, name=config.name, config=_contents(config, aside=()), table=table
-                )
-            )
-            loggers.append(logger)
-            return logger
-
-        loggers: list[Logger] = []
-        total = None if settings.max_steps is None else settings.max_steps * settings.batch_bases * settings.accumulate
-        bar = stack.enter_context(progress("pretraining", total, "bases"))
-        result = train(
-            encoder,
-            MaskedWindows(corpus, masking, runtime.seed),
-            settings,
-            run_dir=run_dir,
-            context=context,
-            precision=precision,
-            held_out=held_out,
-            open_log=open_log,
-            bar=bar,
+    if not overwrite and holds_run(run_dir, identity) and (run_dir / METRICS_FILE).exists():
+        (run_dir / CHECKPOINT).unlink(missing_ok=True)  # of a run killed after its last output
+        print(  # noqa: T201
+            f"{run_dir / 'model'} is there already, made by these settings; overwrite=true makes it anew, and "
+            f"init={run_dir / 'model'} with another run_dir= trains it further"
         )
-        if result.stopped_by is not None:
-            raise app.Interrupted(
-                result.stopped_by, f"stopped after step {result.step} and saved; the same command goes on from there"
+        return
+    corpus, data = _read_genomes(config, paths, checksums, intervals, context, is_trained=settings.max_steps != 0)
+    inputs = [*paths, *beds.values(), *([app.path(config, "init")] if config.init is not None else [])]
+    with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs):
+        if corpus is None:
+            _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
+            print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
+            return
+        encoder.to(runtime.device)
+        held_out = HeldOut(corpus, runtime.seed)
+        baselines = held_out.baselines() if held_out.num_sites else {}
+        examples = MaskedWindows(corpus, masking, runtime.seed)
+        with ExitStack() as stack:
+            loggers: list[Logger] = []
+
+            def open_log(last_step: int) -> Logger:
+                table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=last_step)
+                values = {"name": config.name, "config": _contents(config), "table": table}
+                loggers.append(stack.enter_context(open_logger(config.logger, run_dir=run_dir, **values)))
+                return loggers[0]
+
+            result = train(
+                encoder,
+                examples,
+                settings,
+                run_dir=run_dir,
+                context=context,
+                precision=precision,
+                held_out=held_out if held_out.num_sites else None,
+                open_log=open_log,
             )
-        metrics = _final_metrics(encoder, held_out, max(1, settings.batch_bases // context), precision)
-        loggers[0].summarize({**metrics, **{f"baseline_{name}": value for name, value in baselines.items()}})
-    table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=result.step)
-    _finish(run_dir, encoder, config, data, settings, result, held_out, metrics, baselines, table)
+            if result.stopped_by is not None:
+                raise app.Interrupted(
+                    result.stopped_by,
+                    f"stopped after step {result.step} and saved; the same command goes on from there",
+                )
+            batch_windows = max(1, settings.batch_bases // context)
+            metrics = _final_metrics(encoder, held_out, batch_windows, precision) if held_out.num_sites else {}
+            loggers[0].summarize({**metrics, **{f"baseline_{name}": value for name, value in baselines.items()}})
+        table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=result.step)
+        _finish(run_dir, encoder, config, data, settings, result, held_out, metrics, baselines, table)
     _report(run_dir, metrics, baselines, held_out)
 
 
 _BED_KEYS = ("data.regions", "data.exclude")
+_OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "wandb-id")
+
+
+def _read_genomes(
+    config: DictConfig,
+    paths: Sequence[str],
+    checksums: Sequence[str],
+    intervals: Mapping[str, list[Interval]],
+    context: int,
+    *,
+    is_trained: bool,
+) -> tuple[Corpus | None, list[str]]:
+    """The corpus (None where nothing is trained), and a line on each genome for the model card."""
+    with ExitStack() as stack:
+        genomes = [stack.enter_context(Genome(path)) for path in paths]
+        lines = [
+            f"{Path(path).name}: {sum(genome.contigs.values()):,} bases (SHA-256 of the file {checksum[:16]})"
+            for path, genome, checksum in zip(paths, genomes, checksums, strict=True)
+        ]
+        if not is_trained:
+            return None, lines
+        corpus = Corpus(
+            genomes,
+            validation=_validation(config),
+            context=context,
+            regions=intervals.get("data.regions"),
+            exclude=intervals.get("data.exclude", ()),
+            max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+        )
+        return corpus, lines
 
 
 def _training_precision(config: DictConfig, runtime: app.Runtime) -> str:
     """``auto`` trains in bfloat16 where the processor multiplies it natively."""
-    if config.precision == "auto" and runtime.device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+    if config.precision == "auto" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"):
         return "bfloat16"
     return runtime.precision
 
 
 def _settings(kind: type[Any], node: DictConfig, prefix: str) -> Any:
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{prefix}={node}: expected settings, as {prefix}.{dataclasses.fields(kind)[0].name}=...")
     try:
-        return kind(**_contents(node, aside=()))
+        return kind(**_contents(node))
     except TypeError as error:
         raise ConfigError(f"{prefix}: {error}") from error
 
 
-def _contents(node: Any, *, aside: Sequence[str]) -> dict[str, Any]:
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key not in aside}
+def _contents(node: DictConfig, *, aside: Sequence[str] = ()) -> dict[str, Any]:
+    return {key: value for key, value in app.as_dict(node).items() if key not in aside}
 
 
 def _make_encoder(config: DictConfig) -> Encoder:
     """A new encoder as ``model`` describes it, or the one in the folder that ``init`` names."""
     if config.init is not None:
+        if app.is_given("model"):
+            raise ConfigError("init= brings its own model; leave model= out")
         return Encoder.from_pretrained(app.path(config, "init"))
     return Encoder(EncoderConfig.from_dict(_contents(config.model, aside=("name", "context"))))
 
@@ -191,14 +206,7 @@ def _validation(config: DictConfig) -> float | list[str]:
     return app.number(config, "data.validation")
 
 
-def _bed(config: DictConfig, key: str) -> list[Interval] | None:
-    return None if OmegaConf.select(config, key) is None else list(read_bed(app.path(config, key)))
-
-
-def _final_metrics(encoder: Encoder, held_out: HeldOut | None, batch_windows: int, precision: str) -> dict[str, float]:
-    if held_out is None:
-        return {}
-
+def _final_metrics(encoder: Encoder, held_out: HeldOut, batch_windows: int, precision: str) -> dict[str, float]:
     def autocast() -> torch.autocast:
         return torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
@@ -265,9 +273,9 @@ def _finish(
     (run_dir / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _report(run_dir: Path, metrics: dict[str, float], baselines: dict[str, float], held_out: HeldOut | None) -> None:
+def _report(run_dir: Path, metrics: dict[str, float], baselines: dict[str, float], held_out: HeldOut) -> None:
     lines = [f"{run_dir / 'model'}: the model; {run_dir / CURVE_FILE}: its loss curve"]
-    if held_out is not None:
+    if metrics:
         rows = (
             ("this encoder, one strand", metrics["bits_per_base"]),
             ("this encoder, both strands", metrics["bits_per_base_both_strands"]),

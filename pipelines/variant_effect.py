@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 import genosparse
 from genosparse.encoder import Encoder
-from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning
+from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning, OutputError
 from genosparse.inputs import STANDARD_INPUT, display_name
 from genosparse.loggers import LOGGERS, open_logger
-from genosparse.outputs import check_writable, claim_run, fingerprint
+from genosparse.outputs import check_writable, fingerprint, open_run
 from genosparse.pipelines import app
 from genosparse.readers import Genome
 from genosparse.variant_effect.records import InputSummary, read_records, scan_records
 from genosparse.variant_effect.scores import BLOCK_RECORDS, VariantScorer, check_context, find_contigs, resolve_scores
-from genosparse.variant_effect.shards import BlockStore, Shard, merge_blocks, one_process_at_a_time, score_blocks
+from genosparse.variant_effect.shards import BlockStore, Shard, merge_blocks, score_blocks
 from genosparse.variant_effect.statuses import Status
 from genosparse.variant_effect.writers import Provenance, open_writer, output_format
 
@@ -43,6 +43,10 @@ def main(config: DictConfig) -> None:
     batch_bases = app.integer(config, "batch_bases", minimum=1)
     overwrite = app.flag(config, "overwrite")
     app.choice(config, "logger", LOGGERS)
+    if shard is not None and overwrite:
+        raise ConfigError(
+            "overwrite=true with shard= would remove what other shards finished; remove the run_dir before the first"
+        )
     to_bcf = output_format(output) == "bcf"
     if output != _STANDARD_OUTPUT:
         check_writable(output)
@@ -50,7 +54,7 @@ def main(config: DictConfig) -> None:
     _check_not_an_input(output, inputs)
 
     runtime = app.setup(config)
-    with Genome(inputs[1]) as genome, _rereadable(inputs[2], run_dir) as variants:
+    with Genome(inputs[1]) as genome, _rereadable(inputs[2]) as variants:
         encoder = Encoder.from_pretrained(inputs[0]).to(runtime.device).eval()
         check_context(encoder, context)
         summary = scan_records(variants, all_declared=to_bcf)
@@ -76,23 +80,30 @@ def main(config: DictConfig) -> None:
             "block_records": BLOCK_RECORDS,
             "versions": {"genosparse": genosparse.__version__, "torch": torch.__version__},
         }
-        with one_process_at_a_time(run_dir):
-            resumes = claim_run(run_dir, identity, overwrite=overwrite, inputs=inputs)
-        if resumes:
-            _say(f"taking up the run in {run_dir}")
-        store = BlockStore(run_dir, scores)
-        if shard is not None:
-            with _stopping_well():
-                score_blocks(scorer, read_records(variants), summary.num_records, store, shard)
-            _say(f"shard {shard} is done; when all are, the same command without shard= writes the output")
-            return
-        settings = OmegaConf.to_container(config, resolve=True)
-        made_by = Provenance(genosparse.__version__, model, context, scores)
-        with open_logger(config.logger, run_dir=run_dir, name=config.name, config=settings) as logger, _stopping_well():
-            score_blocks(scorer, read_records(variants), summary.num_records, store, Shard())
-            with open_writer(output, summary.header_lines, made_by) as writer:
-                counts = merge_blocks(read_records(variants), store, scores, writer)
-            logger.summarize({"records": summary.num_records, "alts": counts.total(), **counts})
+        with open_run(
+            run_dir, identity, owns=("blocks", "wandb", "wandb-id"), overwrite=overwrite, shared=True, inputs=inputs
+        ) as resumes:
+            if resumes:
+                _say(f"taking up the run in {run_dir}")
+            elif shard is None and output != _STANDARD_OUTPUT and Path(output).is_file() and not overwrite:
+                raise OutputError(
+                    f"output={output} exists, and not from this run; pass overwrite=true or another output="
+                )
+            store = BlockStore(run_dir, scores)
+            if shard is not None:
+                with _stopping_well():
+                    score_blocks(scorer, read_records(variants), summary.num_records, store, shard)
+                _say(f"shard {shard} is done; when all are, the same command without shard= writes the output")
+                return
+            made_by = Provenance(genosparse.__version__, model, context, scores)
+            with (
+                open_logger(config.logger, run_dir=run_dir, name=config.name, config=app.as_dict(config)) as logger,
+                _stopping_well(),
+            ):
+                score_blocks(scorer, read_records(variants), summary.num_records, store, Shard())
+                with open_writer(output, summary.header_lines, made_by) as writer:
+                    counts = merge_blocks(read_records(variants), store, scores, writer)
+                logger.summarize({"records": summary.num_records, "alts": counts.total(), **counts})
     _summarise(counts, summary, output)
 
 
@@ -102,15 +113,13 @@ def _check_not_an_input(output: str, inputs: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def _rereadable(variants: str, run_dir: Path) -> Iterator[Path]:
+def _rereadable(variants: str) -> Iterator[Path]:
     """Give a path that can be read more than once; standard input and pipes are copied to a file first."""
     path = Path(variants)
     if variants != STANDARD_INPUT and (path.is_file() or path.is_dir() or not path.exists()):
         yield path
         return
-    # The run folder is taken only when everything else is in order, so the copy lies beside it.
-    parent = next(folder for folder in run_dir.absolute().parents if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".genosparse-", dir=parent) as folder:
+    with tempfile.TemporaryDirectory(prefix="genosparse-") as folder:
         copy = Path(folder) / "input.vcf"
         with contextlib.ExitStack() as stack:
             source = sys.stdin.buffer if variants == STANDARD_INPUT else stack.enter_context(path.open("rb"))

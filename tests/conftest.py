@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# Two workers of one thread each: tests are small, and threads that wait for one another cost more than they give.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 @pytest.fixture(scope="session")
 def test_data() -> Path:

@@ -1,6 +1,7 @@
 """Outputs are whole or absent; run folders know which run they hold."""
 
 import hashlib
+import os
 import resource
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from genosparse.errors import ConfigError, InputFileNotFoundError, OutputError
-from genosparse.outputs import atomic_output, check_writable, claim_run, fingerprint
+from genosparse.outputs import atomic_output, check_writable, fingerprint, open_run
 
 
 def names(folder: Path) -> list[str]:
@@ -133,6 +134,8 @@ def test_leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay(tmp_path: P
         assert len(names(tmp_path)) == 2
         killed.kill()
         killed.wait()
+        for folder in tmp_path.iterdir():
+            os.utime(folder, (0, 0))
         with atomic_output(path) as partial:
             partial.write_text("whole")
         assert len(names(tmp_path)) == 2
@@ -140,6 +143,8 @@ def test_leftovers_of_a_killed_run_go_and_those_of_a_living_one_stay(tmp_path: P
     finally:
         living.terminate()
         living.wait()
+        for folder in tmp_path.glob(".*"):
+            os.utime(folder, (0, 0))
     with atomic_output(path) as partial:
         partial.write_text("again")
     assert names(tmp_path) == ["out.tsv"]
@@ -156,21 +161,44 @@ def test_fingerprint(tmp_path: Path) -> None:
 IDENTITY = {"pipeline": "embed", "data": {"context": 4096, "genome": "ab" * 32}, "layer": -1}
 
 
+def claim(run_dir: Path, identity: dict[str, object], **options: object) -> bool:
+    with open_run(run_dir, identity, **{"owns": ("parts",), **options}) as resumes:  # type: ignore[arg-type]
+        return resumes
+
+
 def test_run_folder_is_fresh_then_resumed(tmp_path: Path) -> None:
     run_dir = tmp_path / "runs" / "a"
-    assert claim_run(run_dir, IDENTITY) is False
-    (run_dir / "part").write_text("done")
-    assert claim_run(run_dir, {**IDENTITY, "layer": -1}) is True
-    assert (run_dir / "part").exists()
-    assert claim_run(run_dir, IDENTITY, overwrite=True) is False
+    assert claim(run_dir, IDENTITY) is False
+    (run_dir / "parts").mkdir()
+    (run_dir / "parts" / "1").write_text("done")
+    assert claim(run_dir, {**IDENTITY, "layer": -1}) is True
+    assert (run_dir / "parts" / "1").exists()
+    assert claim(run_dir, IDENTITY, overwrite=True) is False
     assert names(run_dir) == ["run.json"]
 
 
+def test_only_what_a_run_owns_is_ever_removed(tmp_path: Path) -> None:
+    claim(tmp_path / "a", IDENTITY)
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    (tmp_path / "a" / "parts").mkdir()
+    assert claim(tmp_path / "a", {**IDENTITY, "layer": 3}, overwrite=True) is False
+    assert names(tmp_path / "a") == ["notes.txt", "run.json"]
+
+
+def test_run_of_another_pipeline_is_never_replaced(tmp_path: Path) -> None:
+    claim(tmp_path / "a", IDENTITY)
+    (tmp_path / "a" / "parts").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds a run of embed"):
+            claim(tmp_path / "a", {"pipeline": "pretrain"}, overwrite=overwrite)
+    assert names(tmp_path / "a") == ["parts", "run.json"]
+
+
 def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
-    claim_run(tmp_path / "a", IDENTITY)
+    claim(tmp_path / "a", IDENTITY)
     changed = {"pipeline": "embed", "data": {"context": 8192, "genome": "cd" * 32}, "layer": -1, "pool": "mean"}
     with pytest.raises(ConfigError) as caught:
-        claim_run(tmp_path / "a", changed)
+        claim(tmp_path / "a", changed)
     message = str(caught.value)
     assert "data.context was 4096, now 8192" in message
     assert 'pool was absent, now "mean"' in message
@@ -178,13 +206,51 @@ def test_another_run_is_refused_with_what_differs(tmp_path: Path) -> None:
     assert "layer" not in message
     assert "overwrite=true" in message
     assert "run_dir=" in message
-    assert claim_run(tmp_path / "a", changed, overwrite=True) is False
-    assert claim_run(tmp_path / "a", changed) is True
+    assert claim(tmp_path / "a", changed, overwrite=True) is False
+    assert claim(tmp_path / "a", changed) is True
+
+
+def test_a_second_process_is_kept_out_and_shares_come_in(tmp_path: Path) -> None:
+    script = (
+        "import sys; from genosparse.outputs import open_run\n"
+        "with open_run(sys.argv[1], {'pipeline': 'embed'}, owns=(), shared=sys.argv[2] == 'shared'):\n"
+        "    print('in', flush=True); sys.stdin.read()"
+    )
+    for shared in (False, True):
+        run_dir = tmp_path / str(shared)
+        command = [sys.executable, "-c", script, run_dir, "shared" if shared else "alone"]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert holder.stdout.readline() == "in\n"
+            for overwrite in (False, True):
+                with pytest.raises(ConfigError, match="another process is using"):
+                    claim(run_dir, {"pipeline": "embed"}, overwrite=overwrite)
+            if shared:
+                assert claim(run_dir, {"pipeline": "embed"}, shared=True) is True
+                with pytest.raises(ConfigError, match="other settings"):
+                    claim(run_dir, {"pipeline": "embed", "layer": 2}, shared=True)
+        finally:
+            holder.communicate("")
+        assert claim(run_dir, {"pipeline": "embed"}) is True
+
+
+def test_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path: Path) -> None:
+    (tmp_path / "a" / ".genosparse-partial-xyz").mkdir(parents=True)
+    assert claim(tmp_path / "a", IDENTITY) is False
+
+
+def test_folders_of_others_beside_an_output_stay(tmp_path: Path) -> None:
+    for name in (".partial-download", ".genosparse"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+    with atomic_output(tmp_path / "out") as partial:
+        partial.write_text("x")
+    assert names(tmp_path) == [".genosparse", ".partial-download", "out"]
 
 
 def test_tuples_and_lists_are_the_same_identity(tmp_path: Path) -> None:
-    claim_run(tmp_path / "a", {"scores": ("llr",)})
-    assert claim_run(tmp_path / "a", {"scores": ["llr"]}) is True
+    claim(tmp_path / "a", {"scores": ("llr",)})
+    assert claim(tmp_path / "a", {"scores": ["llr"]}) is True
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"identity": {}}'])
@@ -195,34 +261,33 @@ def test_a_folder_of_something_else_is_never_cleared(tmp_path: Path, content: st
     before = names(tmp_path)
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="not empty and holds no run"):
-            claim_run(tmp_path, IDENTITY, overwrite=overwrite)
+            claim(tmp_path, IDENTITY, overwrite=overwrite)
     assert names(tmp_path) == before
 
 
-def test_a_folder_with_an_input_or_the_user_in_it_is_never_cleared(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claim_run(tmp_path / "a", IDENTITY)
-    (tmp_path / "a" / "model").mkdir()
+def test_an_input_or_the_user_is_never_swept_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claim(tmp_path / "a", IDENTITY)
+    (tmp_path / "a" / "parts" / "model").mkdir(parents=True)
     (tmp_path / "link").symlink_to("a")
+    changed = {"pipeline": "embed"}
     with pytest.raises(OutputError, match="model is in it"):
-        claim_run(tmp_path / "a", {}, overwrite=True, inputs=[tmp_path / "link" / "model"])
-    monkeypatch.chdir(tmp_path / "a" / "model")
+        claim(tmp_path / "a", changed, overwrite=True, inputs=[tmp_path / "link" / "parts" / "model"])
+    monkeypatch.chdir(tmp_path / "a" / "parts")
     with pytest.raises(OutputError, match="is in it"):
-        claim_run(tmp_path / "a", {}, overwrite=True)
-    assert names(tmp_path / "a") == ["model", "run.json"]
+        claim(tmp_path / "a", changed, overwrite=True)
+    assert names(tmp_path / "a") == ["parts", "run.json"]
 
 
 def test_damaged_record_can_be_overwritten(tmp_path: Path) -> None:
-    claim_run(tmp_path / "a", IDENTITY)
+    claim(tmp_path / "a", IDENTITY)
     (tmp_path / "a" / "run.json").write_text('{"form')
     with pytest.raises(ConfigError, match="overwrite=true"):
-        claim_run(tmp_path / "a", IDENTITY)
-    assert claim_run(tmp_path / "a", IDENTITY, overwrite=True) is False
+        claim(tmp_path / "a", IDENTITY)
+    assert claim(tmp_path / "a", IDENTITY, overwrite=True) is False
 
 
 def test_run_folder_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(OutputError, match="run_dir="):
-            claim_run(path, IDENTITY)
+            claim(path, IDENTITY)

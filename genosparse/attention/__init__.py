@@ -4,7 +4,7 @@
 ``ops`` what torch is told about it.
 """
 
-from genosparse.attention.api import BACKENDS, sparse_attention
+from genosparse.attention.api import BACKENDS, MAX_HEAD_DIM, sparse_attention
 from genosparse.attention.pattern import SparsePattern
 
-__all__ = ["BACKENDS", "SparsePattern", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "SparsePattern", "sparse_attention"]

@@ -12,10 +12,11 @@ from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
 from genosparse.errors import PatternError
 
-__all__ = ["BACKENDS", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "sparse_attention"]
 
 BACKENDS = ("auto", "cpu", "cpu-aten", "reference")
 
+MAX_HEAD_DIM = 256
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -121,8 +122,8 @@ def _validate(
         raise PatternError(f"nothing to attend over: {shapes} has an empty dimension; expected at least one of each")
     if num_heads % k.shape[1]:
         raise PatternError(f"{num_heads} query heads cannot share {k.shape[1]} KV heads evenly: expected H % H_kv == 0")
-    if head_dim > 256:
-        raise PatternError(f"head size {head_dim} is too large: expected at most 256; use more heads")
+    if head_dim > MAX_HEAD_DIM:
+        raise PatternError(f"head size {head_dim} is too large: expected at most {MAX_HEAD_DIM}; use more heads")
     if not q.dtype == k.dtype == v.dtype or q.dtype not in _DTYPES:
         names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
         raise PatternError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: expected one dtype for all, of {names}")

@@ -114,7 +114,7 @@ class SparsePattern:
     def from_dict(cls, values: dict[str, Any]) -> SparsePattern:
         """The inverse of ``to_dict``; an unknown key is an error that names it."""
         known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(values) - known):
+        if unknown := sorted(map(str, set(values) - known)):
             raise PatternError(f"SparsePattern has no {', '.join(unknown)}; it has {', '.join(sorted(known))}")
         return cls(**values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
-from genosparse.attention import SparsePattern
+from genosparse.attention import MAX_HEAD_DIM, SparsePattern
 from genosparse.errors import ConfigError
 
 __all__ = ["EncoderConfig"]
@@ -62,6 +62,11 @@ class EncoderConfig:
             raise ConfigError(
                 f"d_model={self.d_model} over num_heads={self.num_heads} is no even head size; expected d_model a "
                 f"multiple of 2 * num_heads"
+            )
+        if self.head_dim > MAX_HEAD_DIM:
+            raise ConfigError(
+                f"d_model={self.d_model} over num_heads={self.num_heads} is a head size of {self.head_dim}; expected "
+                f"at most {MAX_HEAD_DIM}: use more heads"
             )
         if self.num_heads % self.kv_heads:
             raise ConfigError(

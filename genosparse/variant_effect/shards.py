@@ -4,14 +4,11 @@ A run folder holds one file per finished block, written under a temporary name a
 block, in which order, and after how many interruptions leaves no trace in it.
 """
 
-import fcntl
 import itertools
-import os
 import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +23,7 @@ from genosparse.variant_effect.scores import BLOCK_RECORDS, BlockScores, Variant
 from genosparse.variant_effect.statuses import Status
 from genosparse.variant_effect.writers import Row, VariantWriter
 
-__all__ = ["BlockStore", "Shard", "blocks_of", "merge_blocks", "one_process_at_a_time", "score_blocks"]
+__all__ = ["BlockStore", "Shard", "blocks_of", "merge_blocks", "score_blocks"]
 
 _Item = TypeVar("_Item")
 # What reading a zip archive of arrays raises when it is missing, cut off, or has a changed byte somewhere.
@@ -80,11 +77,11 @@ class BlockStore:
     def save(self, block: int, result: BlockScores) -> None:
         """Store a block's results, whole or not at all."""
         arrays: dict[str, Any] = {f"score_{name}": values for name, values in result.scores.items()}
-        with (
-            one_process_at_a_time(self._folder),
-            atomic_output(self._path(block)) as partial,
-            partial.open("wb") as file,
-        ):
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make {self._folder}: {error.strerror}; pass another run_dir=") from error
+        with atomic_output(self._path(block)) as partial, partial.open("wb") as file:
             np.savez(file, num_alts=result.num_alts, status=result.status, **arrays)
 
     def load(self, block: int) -> BlockScores | None:
@@ -98,28 +95,6 @@ class BlockStore:
 
     def _path(self, block: int) -> Path:
         return self._folder / f"{block:06d}.npz"
-
-
-@contextmanager
-def one_process_at_a_time(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same folder out of the block, where the file system can; make the folder.
-
-    Shards that run at once share a run folder.
-
-    Raises:
-        OutputError: The folder cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot use {folder} as a folder: {error.strerror}; pass another run_dir=") from error
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # not every network file system has locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def blocks_of(items: Iterable[_Item]) -> Iterator[tuple[int, list[_Item]]]:

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -174,6 +175,15 @@ def test_strided_memory_layout_changes_nothing() -> None:
     assert torch.equal(sparse_attention(*turned, pattern, backend="cpu"), expected)
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_same_result_every_time() -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(2, heads, 3000, 16) for heads in (4, 2, 2)]

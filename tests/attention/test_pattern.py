@@ -110,6 +110,8 @@ def test_dict_round_trip_refuses_unknown_keys() -> None:
     assert SparsePattern.from_dict(pattern.to_dict()) == pattern
     with pytest.raises(PatternError, match="dilation"):
         SparsePattern.from_dict({"window": 3, "dilation": 2})
+    with pytest.raises(PatternError, match="no 1, dilation"):
+        SparsePattern.from_dict({1: 2, "dilation": 2})  # type: ignore[dict-item]  # as a YAML list might have it
 
 
 @pytest.mark.parametrize("call", [lambda: SparsePattern.longformer(7), lambda: SparsePattern.mistral(0)])

@@ -33,6 +33,7 @@ def test_json_round_trip() -> None:
         ({"d_model": 0}, "d_model=0"),
         ({"d_model": 60, "num_heads": 8}, "no even head size"),
         ({"num_heads": 64}, "no even head size"),
+        ({"d_model": 1032, "num_heads": 4}, "head size of 258"),
         ({"num_kv_heads": 3}, "cannot share num_kv_heads=3"),
         ({"patterns": ()}, "at least one SparsePattern"),
         ({"patterns": (SparsePattern(window=1), SparsePattern(window=1, num_global=1))}, "0, 1 global positions"),

@@ -178,6 +178,14 @@ def test_full_errors_on_request(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
+def test_the_task_sees_the_environment_as_it_was() -> None:
+    before = dict(os.environ)
+    seen: list[dict[str, str]] = []
+    assert run(*MANDATORY, task=lambda config: seen.append(dict(os.environ)))[0] == 0
+    assert seen == [before]
+    assert dict(os.environ) == before
+
+
 def test_warnings_are_one_line_each_once(capsys: pytest.CaptureFixture[str]) -> None:
     def warn(config: DictConfig) -> None:
         for text in ("contigs are renamed", "contigs are renamed", "too long"):

@@ -1,8 +1,5 @@
 """Blocks of records: shares, storage, and one order whatever happened."""
 
-import multiprocessing
-import time
-
 import numpy as np
 import pytest
 
@@ -15,7 +12,6 @@ from genosparse.variant_effect.shards import (
     Shard,
     blocks_of,
     merge_blocks,
-    one_process_at_a_time,
     score_blocks,
 )
 
@@ -136,22 +132,3 @@ def test_an_input_that_changed_is_an_error(tmp_path):
         merge_blocks(records_of(6), store, ["llr"], ListWriter())
     with pytest.raises(FileFormatError, match="changed while"):
         merge_blocks(records_of(5)[::-1], store, ["llr"], ListWriter())
-
-
-def _hold(folder, entered):
-    with one_process_at_a_time(folder):
-        entered.set()
-        time.sleep(0.5)
-        (folder / "done").touch()
-
-
-def test_one_process_at_a_time(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    entered = context.Event()
-    process = context.Process(target=_hold, args=(tmp_path / "new" / "folder", entered))
-    process.start()
-    assert entered.wait(60)
-    with one_process_at_a_time(tmp_path / "new" / "folder"):
-        assert (tmp_path / "new" / "folder" / "done").exists()
-    process.join()
-    assert process.exitcode == 0
