@@ -7,7 +7,7 @@ position that no longer belongs to the interval.
 import operator
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +110,10 @@ def parse_region(text: str) -> Interval:
     match = _REGION.fullmatch(text.strip())
     if match is None:
         raise IntervalError(f"{text!r} is not a region; expected contig:first-last, 1-based, as in chr1:1,001-2,000")
-    first, last = (int(match[key].replace(",", "") or "0") for key in ("start", "end"))
+    digits = [match[key].replace(",", "") or "0" for key in ("start", "end")]
+    if not all(map(_is_integer, digits)):
+        raise IntervalError(f"{_shortened(text)} is not a region; expected contig:first-last, in digits from 0 to 9")
+    first, last = map(int, digits)
     if not 1 <= first <= last:
         raise IntervalError(f"region {text!r} runs from {first} to {last}; expected 1 <= first <= last (1-based)")
     return Interval(match["contig"], position0_from_1based(first), last)
@@ -160,7 +163,8 @@ def _parse_bed_line(line: str) -> Interval:
 
 
 def _is_integer(text: str) -> bool:
-    return text.isascii() and text.removeprefix("-").isdigit()
+    # int() refuses a number of thousands of digits.
+    return text.isascii() and text.removeprefix("-").isdigit() and len(text) < 20
 
 
 def _shortened(text: str) -> str:
@@ -177,24 +181,34 @@ class ContigMatcher:
     """Finds the contigs of one source (an input) under the names of another (a genome).
 
     A name that both have is itself. Otherwise ``chr1`` and ``1`` are the same, and so are ``chrM``, ``chrMT``, ``M``
-    and ``MT``, when that leaves one candidate. The first name that had to be translated gives one notice.
+    and ``MT``, when that leaves one candidate. The first name that had to be translated gives one notice. A name is not
+    translated where both lengths are known and differ: hg19's chrM (16,571 bp) is not b37's MT (16,569 bp).
 
     Args:
-        available: The genome's names.
+        available: The genome's names; where it is a mapping, with their lengths in bases.
+        wanted_lengths: Lengths in bases of the contigs to match, as far as they are known.
         wanted_from: Where the names to match come from, for messages.
         available_from: Where ``available`` comes from, for messages.
     """
 
     def __init__(
-        self, available: Iterable[str], *, wanted_from: str = "the input", available_from: str = "the genome"
+        self,
+        available: Iterable[str],
+        *,
+        wanted_lengths: Mapping[str, int | None] | None = None,
+        wanted_from: str = "the input",
+        available_from: str = "the genome",
     ) -> None:
         self._available = frozenset(available)
+        self._lengths: Mapping[str, int] = available if isinstance(available, Mapping) else {}
+        self._wanted_lengths = wanted_lengths or {}
+        self._names: dict[str, str] = {}
         self._by_bare_name: dict[str, list[str]] = {}
         for name in sorted(self._available):
             self._by_bare_name.setdefault(_bare_name(name), []).append(name)
         self._wanted_from = wanted_from
         self._available_from = available_from
-        self._noticed = False
+        self._noticed = self._noticed_length = False
 
     def find(self, contig: str) -> str | None:
         """The same contig's name among the available ones, or None; gives no notice.
@@ -204,7 +218,7 @@ class ContigMatcher:
         """
         if contig in self._available:
             return contig
-        candidates = self._by_bare_name.get(_bare_name(contig), [])
+        candidates = [name for name in self._namesakes(contig) if not self._differ(contig, name)]
         if len(candidates) > 1:
             raise ContigNotFoundError(
                 f"contig {contig!r} of {self._wanted_from} could be any of {_listed(candidates)} of "
@@ -213,9 +227,19 @@ class ContigMatcher:
         return candidates[0] if candidates else None
 
     def match(self, contig: str) -> str | None:
-        """As ``find``, with one notice when a name is translated for the first time."""
+        """As ``find``, with one notice when a name is translated for the first time, and one when lengths forbid it.
+
+        Raises:
+            ContigNotFoundError: Several available names could be meant, or another name was matched to the same one.
+        """
         found = self.find(contig)
-        if found is not None and found != contig and not self._noticed:
+        if found is None:
+            if not self._noticed_length and (reason := self._length_mismatch(contig)):
+                self._noticed_length = True
+                warnings.warn(reason, GenosparseWarning, stacklevel=2)
+            return None
+        self._claim(contig, found)
+        if found != contig and not self._noticed:
             self._noticed = True
             warnings.warn(
                 f"contig {contig!r} of {self._wanted_from} is read as {found!r} of {self._available_from}; "
@@ -225,11 +249,37 @@ class ContigMatcher:
             )
         return found
 
+    def _length_mismatch(self, contig: str) -> str | None:
+        """Say so where a contig is not matched to a name alike because of their lengths; None where that is not so."""
+        namesakes = self._namesakes(contig)
+        if not namesakes or self.find(contig) is not None:
+            return None
+        return (
+            f"contig {contig!r} ({self._wanted_lengths[contig]} bp) of {self._wanted_from} is not taken for "
+            f"{namesakes[0]!r} ({self._lengths[namesakes[0]]} bp) of {self._available_from}: their lengths differ"
+        )
+
+    def _namesakes(self, contig: str) -> list[str]:
+        return self._by_bare_name.get(_bare_name(contig), [])
+
+    def _differ(self, contig: str, name: str) -> bool:
+        lengths = (self._wanted_lengths.get(contig), self._lengths.get(name))
+        return None not in lengths and lengths[0] != lengths[1]
+
+    def _claim(self, contig: str, found: str) -> None:
+        other = self._names.setdefault(found, contig)
+        if other != contig:
+            raise ContigNotFoundError(
+                f"contigs {other!r} and {contig!r} of {self._wanted_from} would both be {found!r} of "
+                f"{self._available_from}; rename the one that is meant, and take the other out"
+            )
+
 
 def match_contigs(
     wanted: Iterable[str],
     available: Iterable[str],
     *,
+    wanted_lengths: Mapping[str, int | None] | None = None,
     wanted_from: str = "the input",
     available_from: str = "the genome",
 ) -> dict[str, str | None]:
@@ -239,10 +289,18 @@ def match_contigs(
         For each wanted name the available one, or None where there is none.
 
     Raises:
-        ContigNotFoundError: A wanted name could be several available ones.
+        ContigNotFoundError: A wanted name could be several available ones, or two wanted names are the same one.
     """
-    matcher = ContigMatcher(available, wanted_from=wanted_from, available_from=available_from)
+    matcher = ContigMatcher(
+        available, wanted_lengths=wanted_lengths, wanted_from=wanted_from, available_from=available_from
+    )
     names = {contig: matcher.find(contig) for contig in wanted}
+    for contig, found in names.items():
+        if found is not None:
+            matcher._claim(contig, found)
+    if mismatches := [reason for contig in names if (reason := matcher._length_mismatch(contig))]:
+        more = f" (as with {_counted(len(mismatches) - 1, 'other')})" if len(mismatches) > 1 else ""
+        warnings.warn(mismatches[0] + more, GenosparseWarning, stacklevel=2)
     translated = [f"{contig!r} is {found!r}" for contig, found in names.items() if found not in (None, contig)]
     if translated:
         more = f" and {len(translated) - 3} more" if len(translated) > 3 else ""

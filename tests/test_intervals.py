@@ -1,5 +1,6 @@
 import gzip
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -75,7 +76,20 @@ def test_regions_are_1based_and_closed(text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["chr1", "chr1:5", "chr1:0-5", "chr1:6-5", ":1-5", "chr1:a-5", "chr1:0-10(+)", "", "chr1:,-5"]
+    "text",
+    [
+        "chr1",
+        "chr1:5",
+        "chr1:0-5",
+        "chr1:6-5",
+        ":1-5",
+        "chr1:a-5",
+        "chr1:0-10(+)",
+        "",
+        "chr1:,-5",
+        "chr1:1-²",
+        "chr1:1-" + "9" * 5000,
+    ],
 )
 def test_what_is_no_region_is_refused(text):
     with pytest.raises(IntervalError, match="region"):
@@ -128,6 +142,7 @@ def test_bed_without_intervals_gives_none(tmp_path):
         (b"chr1\t5", "line 2: 2 columns"),
         (b"chrom\tstart\tend", "line 2: start 'start' and end 'end' are not both whole numbers; put '#'"),
         (b"chr1\t1.5\t3", "line 2: start '1.5'"),
+        (b"chr1\t1\t" + b"9" * 5000, "line 2: start '1' and end '999"),
         (b"chr1\t-1\t3", "line 2: interval chr1:-1-3 begins before"),
         (b"chr1\t3\t3", "line 2: interval chr1:3-3 holds no base"),
         (b"chr1\t1\t3\tx\t0\tplus", "line 2: .* strand 'plus'"),
@@ -154,7 +169,8 @@ def test_bed_that_is_missing_a_folder_or_cut_off(tmp_path):
     "wanted, available, expected",
     [
         (["chr1", "chrM"], ["chr1", "chrM"], {"chr1": "chr1", "chrM": "chrM"}),
-        (["1", "X", "MT", "M"], ["chr1", "chrX", "chrM"], {"1": "chr1", "X": "chrX", "MT": "chrM", "M": "chrM"}),
+        (["1", "X", "MT"], ["chr1", "chrX", "chrM"], {"1": "chr1", "X": "chrX", "MT": "chrM"}),
+        (["1", "1", "M"], ["chr1", "chrX", "chrM"], {"1": "chr1", "M": "chrM"}),
         (["chr1", "chrM", "Chr2"], ["1", "MT", "2"], {"chr1": "1", "chrM": "MT", "Chr2": "2"}),
         (["chr1", "2"], ["chr1", "1"], {"chr1": "chr1", "2": None}),
         (["chr", "chr11"], ["chr1"], {"chr": None, "chr11": None}),
@@ -182,13 +198,53 @@ def test_an_ambiguous_name_is_an_error():
         match_contigs(["chrMT"], ["M", "MT"])
 
 
+@pytest.mark.parametrize("wanted", [["chrM", "MT"], ["MT", "chrM"]])
+def test_two_names_for_one_contig_are_an_error(wanted):
+    message = rf"contigs '{wanted[0]}' and '{wanted[1]}' of in\.vcf would both be 'MT' of ref\.fa; rename"
+    with pytest.raises(ContigNotFoundError, match=message):
+        match_contigs(wanted, ["MT"], wanted_from="in.vcf", available_from="ref.fa")
+    matcher = ContigMatcher(["MT"], wanted_from="in.vcf", available_from="ref.fa")
+    with warnings.catch_warnings(action="ignore", category=GenosparseWarning):
+        assert [matcher.match(wanted[0]) for _ in range(2)] == ["MT", "MT"]
+        with pytest.raises(ContigNotFoundError, match=message):
+            matcher.match(wanted[1])
+
+
+def test_lengths_that_differ_forbid_another_name():
+    lengths = {"chrM": 16571, "chr1": 1000, "chr2": None}
+    genome = {"MT": 16569, "1": 1000, "2": 5}
+    message = r"contig 'chrM' \(16571 bp\) of the input is not taken for 'MT' \(16569 bp\) of the genome: their lengths"
+    with pytest.warns(GenosparseWarning) as caught:
+        assert match_contigs([*lengths, "3"], genome, wanted_lengths=lengths) == {
+            "chrM": None,
+            "chr1": "1",
+            "chr2": "2",
+            "3": None,
+        }
+    assert [bool(re.match(message, str(notice.message))) for notice in caught] == [True, False]
+    assert "'chr1' is '1', 'chr2' is '2'" in str(caught[1].message)
+    matcher = ContigMatcher(genome, wanted_lengths=lengths)
+    with pytest.warns(GenosparseWarning, match=message):
+        assert matcher.match("chrM") is None
+    assert matcher.match("chrM") is None  # a second notice would be an error here
+    # Where hg19 has both, only the right one is taken; a name that is there is taken whatever its length.
+    both = match_contigs(["chrM", "MT"], {"MT": 16569, "chrM": 16569}, wanted_lengths={"chrM": 16571, "MT": 16569})
+    assert both == {"chrM": "chrM", "MT": "MT"}
+
+
+def test_lengths_choose_between_names():
+    with pytest.warns(GenosparseWarning, match="'chrMT' is 'M'"):
+        found = match_contigs(["chrMT"], {"M": 16571, "MT": 16569}, wanted_lengths={"chrMT": 16571})
+    assert found == {"chrMT": "M"}
+
+
 def test_a_matcher_gives_one_notice_in_all():
-    matcher = ContigMatcher(["chr1", "chr2"])
-    assert matcher.match("chr1") == "chr1"
+    matcher = ContigMatcher(["chr1", "chr2", "chr3"])
+    assert matcher.match("chr3") == "chr3"
     with pytest.warns(GenosparseWarning, match="contig '1' of the input is read as 'chr1'"):
         assert matcher.match("1") == "chr1"
     assert matcher.match("2") == "chr2"  # a second notice would be an error here
-    assert matcher.match("3") is None
+    assert matcher.match("4") is None
 
 
 def test_errors_for_contigs_that_are_not_there():

@@ -1,25 +1,32 @@
 """What the readers share about pysam."""
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pysam
+from pysam.libcutils import set_encoding_error_handler
 
 __all__ = ["quiet_htslib"]
 
 _lock = threading.Lock()
 _depth = 0
 _verbosity = 0
+_error_handler = "strict"
 
 
 @contextmanager
 def quiet_htslib() -> Iterator[None]:
-    """Keep htslib's own messages off standard error while an error of ours will say the same thing better."""
-    global _depth, _verbosity
+    """Keep htslib's own messages off standard error while an error of ours will say the same thing better.
+
+    pysam meanwhile carries bytes that are not UTF-8 as surrogate escapes, in what it gives and what it takes.
+    """
+    global _depth, _verbosity, _error_handler
     with _lock:
         if _depth == 0:
             _verbosity = pysam.set_verbosity(0)
+            _error_handler = set_encoding_error_handler("surrogateescape")
         _depth += 1
     try:
         yield
@@ -27,4 +34,21 @@ def quiet_htslib() -> Iterator[None]:
         with _lock:
             _depth -= 1
             if _depth == 0:
-                pysam.set_verbosity(_verbosity)
+                _restore()
+
+
+def _restore() -> None:
+    pysam.set_verbosity(_verbosity)
+    set_encoding_error_handler(_error_handler)
+
+
+def _after_fork() -> None:
+    """Forget what the parent's other threads were in the midst of: they do not live on in the child."""
+    global _depth, _lock
+    _lock = threading.Lock()
+    if _depth:
+        _depth = 0
+        _restore()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,7 +1,8 @@
 """Reference genomes in indexed FASTA files.
 
-samtools' index (.fai, and .gzi for bgzip) says where each base lies; the bytes are then read in place with ``pread``,
-which keeps no position, so that one open file serves threads and forked workers alike.
+Bases are read through pysam and samtools' index (.fai, and .gzi for bgzip). htslib trusts an index blindly, so it is
+checked here against the file before it is used. A handle of htslib keeps a position: each thread of each process has
+its own.
 """
 
 import errno
@@ -12,10 +13,7 @@ import stat
 import tempfile
 import threading
 import warnings
-import weakref
 import zlib
-from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, overload
@@ -59,11 +57,12 @@ _OTHER_FORMATS = ((b"@", ", like FASTQ or SAM"), (b"LOCUS", ", like GenBank"), (
 _SCAN_BASES = 1 << 22
 _NUM_RECORDS_SAMPLED = 64
 _MOST_HEADER_BYTES = 1 << 20
-_BGZF_BYTES_PER_READ = 1 << 16
 _PIECE_BYTES = 1 << 16
+_MOST_POSITION = 2**31 - 1  # the last end that pysam takes
+
+_COPY_BYTES = 1 << 20
 
 _Version = tuple[int, int]  # size in bytes and time of change in nanoseconds
-_COPY_BYTES = 1 << 20
 
 
 class Genome:
@@ -92,16 +91,40 @@ class Genome:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files = _indexed(self.path)
-        self._records = _read_fai(self._files.fai)
-        self.contigs: dict[str, int] = {name: record.length for name, record in self._records.items()}
-        self._version: _Version | None = None
-        self._open()
+        self._files, self._version = _indexed(self.path)
+        self.contigs: dict[str, int] = {name: record.length for name, record in _read_fai(self._files.fai).items()}
+        self._handles: threading.local | None = threading.local()
+        self._handle()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))
 
-    def _open(self) -> None:
-        self._bytes: _Bytes | None = _open_bytes(self._files, self.path, self._version)
-        self._version = self._bytes.version
+    def _handle(self) -> pysam.FastaFile:
+        """This thread's handle; opened where there is none, as after a fork, whose handle is the parent's."""
+        handles = self._handles
+        if handles is None:
+            raise GenosparseError(f"{self.path} has been closed; open it again with Genome(path)")
+        process = os.getpid()
+        if getattr(handles, "process", None) != process:
+            handles.fasta = self._open()
+            handles.process = process
+        return handles.fasta
+
+    def _forget(self) -> None:
+        if self._handles is not None:
+            self._handles.process = None
+
+    def _open(self) -> pysam.FastaFile:
+        gzi = self._files.gzi
+        with quiet_htslib():
+            try:
+                handle = pysam.FastaFile(str(self._files.fasta), str(self._files.fai), gzi and str(gzi))
+            except OSError:
+                _check_version(self._files.fasta, self.path, self._version)
+                raise FileFormatError(
+                    f"{self.path} cannot be read with its index {self._files.fai}; start again, and it is made anew"
+                ) from None
+        # After the opening: what was opened is then what was indexed.
+        _check_version(self._files.fasta, self.path, self._version)
+        return handle
 
     def fetch(self, interval: Interval, pad: bool = False) -> str:
         """The bases of an interval, in the case that the file has them.
@@ -113,16 +136,12 @@ class Genome:
         Raises:
             ContigNotFoundError: The contig is not in the genome.
             IntervalError: The interval reaches past the contig's end.
+            FileFormatError: The file is truncated or damaged.
         """
-        letters: bytes | bytearray = self._letters(interval, pad)
+        letters = self._letters(interval, pad)
         if interval.strand == "-":
-            letters = letters.translate(_COMPLEMENT)[::-1]
-        try:
-            return letters.decode("ascii")
-        except UnicodeDecodeError:
-            # Said by the tokenizer in its own words, with contig and position.
-            self.tokens(interval, pad)
-            raise
+            return letters.encode().translate(_COMPLEMENT)[::-1].decode()
+        return letters
 
     @overload
     def tokens(
@@ -151,10 +170,12 @@ class Genome:
             ContigNotFoundError: The contig is not in the genome.
             IntervalError: The interval reaches past the contig's end.
             SequenceError: A letter that is no nucleotide code, named with contig and position.
+            FileFormatError: The file is truncated or damaged.
         """
         reverse = interval.strand == "-"
         if not return_soft_mask:
-            tokens = np.frombuffer(self._letters(interval, pad, ENCODE_TABLE), np.uint8)
+            # Through a bytearray, so that the array can be written to without a further copy.
+            tokens = np.frombuffer(bytearray(self._letters(interval, pad), "ascii").translate(ENCODE_TABLE), np.uint8)
             if tokens.max() != REFUSED:
                 return _TOKENIZER.reverse_complement(tokens) if reverse else tokens
         try:
@@ -182,30 +203,53 @@ class Genome:
             length = min(self.contigs[contig], self.contigs[contig] if most_bases is None else most_bases)
             for start in range(0, length, _SCAN_BASES):
                 interval = Interval(contig, start, min(length, start + _SCAN_BASES))
-                if self._letters(interval, pad=False).translate(None, _NUCLEOTIDES):
+                if self._letters(interval, pad=False).encode().translate(None, _NUCLEOTIDES):
                     self.tokens(interval)
 
     def _require(self, contig: str) -> None:
         if contig not in self.contigs:
             raise contig_not_found(contig, self.contigs, str(self.path))
 
-    def _letters(self, interval: Interval, pad: bool, table: bytes | None = None) -> bytearray:
-        """The bytes of an interval on the plus strand, translated by ``table``."""
-        self._require(interval.contig)
-        if self._bytes is None:
-            raise GenosparseError(f"{self.path} has been closed; open it again with Genome(path)")
-        length = self.contigs[interval.contig]
-        if interval.end <= length:
-            return self._bytes.sequence(self._records[interval.contig], interval.start, interval.end, table)
+    def _letters(self, interval: Interval, pad: bool) -> str:
+        """The letters of an interval on the plus strand, ASCII."""
+        contig, start, end = interval.contig, interval.start, interval.end
+        length = self.contigs.get(contig)
+        if length is None:
+            raise contig_not_found(contig, self.contigs, str(self.path))
+        if end <= length:
+            return self._read(contig, start, end)
         if not pad:
             raise IntervalError(
-                f"interval {interval} reaches past the end of contig {interval.contig!r} ({length} bp) in {self.path}; "
+                f"interval {interval} reaches past the end of contig {contig!r} ({length} bp) in {self.path}; "
                 "shorten it, or pass pad=True to fill with N"
             )
-        letters = bytearray()
-        if interval.start < length:
-            letters = self._bytes.sequence(self._records[interval.contig], interval.start, length, table)
-        return letters + (b"N" * (interval.length - len(letters))).translate(table)
+        letters = self._read(contig, start, length) if start < length else ""
+        return letters + "N" * (end - start - len(letters))
+
+    def _read(self, contig: str, start: int, end: int) -> str:
+        handle = self._handle()
+        try:
+            if self._files.gzi is None and contig.isascii():
+                letters = handle.fetch(contig, start, end)
+            else:
+                with quiet_htslib():
+                    letters = handle.fetch(contig, start, end)
+        except UnicodeDecodeError:
+            letters = ""
+        except (OSError, ValueError, LookupError, OverflowError):
+            if end > _MOST_POSITION:
+                raise IntervalError(
+                    f"{contig}:{start}-{end} of {self.path} reaches past {_MOST_POSITION}, the last position that can "
+                    "be read; split the contig"
+                ) from None
+            self._forget()  # an error stays with htslib's handle
+            raise FileFormatError(
+                f"{self.path} is truncated or damaged: {contig}:{start}-{end} cannot be read; fetch or write it again"
+            ) from None
+        # samtools indexes no file with bytes that are not ASCII, and htslib ends a sequence at a NUL.
+        if len(letters) != end - start or not letters.isascii() or "\n" in letters or ">" in letters:
+            raise FileFormatError(f"{self.path} does not fit its index; delete the index, and it is made anew")
+        return letters
 
     def __contains__(self, contig: object) -> bool:
         return contig in self.contigs
@@ -214,13 +258,13 @@ class Genome:
         return f"Genome({str(self.path)!r}: {len(self.contigs)} contigs, {sum(self.contigs.values())} bp)"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_bytes": None, "_was_open": self._bytes is not None}
+        return {**self.__dict__, "_handles": self._handles is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        was_open = state.pop("_was_open")
-        self.__dict__.update(state)
-        if was_open:
-            self._open()
+        is_open = state["_handles"]
+        self.__dict__.update(state, _handles=threading.local() if is_open else None)
+        if is_open:
+            _check_version(self._files.fasta, self.path, self._version)
 
     def __enter__(self) -> Self:
         return self
@@ -232,9 +276,8 @@ class Genome:
 
     def close(self) -> None:
         """Close the file; using the genome afterwards is an error."""
-        if self._bytes is not None:
-            self._bytes.close()
-            self._bytes = None
+        # The handles go with the threads' references to them, so that none is closed while another thread reads.
+        self._handles = None
 
 
 class _Record(NamedTuple):
@@ -254,142 +297,46 @@ class _Record(NamedTuple):
         return self.byte_offset(self.length - 1) + 1
 
 
-class _Bytes:
-    """The (uncompressed) bytes of a plain file, at any offset."""
+class _RawBytes:
+    """The (uncompressed) bytes of an indexed file, line ends and headers included, in pieces; a context manager."""
 
-    def __init__(self, file: Path, name: Path, version: _Version | None) -> None:
-        try:
-            self._descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise InputFileNotFoundError(f"{name} does not exist any more") from None
-        except OSError as error:
-            raise InputFileNotFoundError(f"{name} cannot be read ({error.strerror})") from None
-        self.close = weakref.finalize(self, os.close, self._descriptor)
+    def __init__(self, index: "_Indexed", name: Path) -> None:
         self._name = name
-        status = os.fstat(self._descriptor)
-        self.version = (status.st_size, status.st_mtime_ns)
-        if version not in (None, self.version):
-            raise FileFormatError(f"{name} has changed since it was opened; start again")
-        self.file_size = status.st_size
-        self.size = self.file_size
+        self._starts = None if index.gzi is None else _read_gzi(index.gzi)
+        self._stream = index.fasta.open("rb") if index.gzi is None else pysam.BGZFile(str(index.fasta), "rb")
+        self._offset, self._piece = 0, b""
 
     def read(self, offset: int, size: int) -> bytes:
         """Up to ``size`` bytes: fewer at the end of the file."""
-        buffer = np.empty(max(0, min(size, self.size - offset)), np.uint8)
-        self._fill(buffer, offset)
-        return buffer.tobytes()
-
-    def sequence(self, record: _Record, start: int, end: int, table: bytes | None = None) -> bytearray:
-        """The letters from ``start`` to ``end`` of a record, without line ends, translated by ``table``."""
-        first_offset = record.byte_offset(start)
-        num_bytes = record.byte_offset(end - 1) + 1 - first_offset
-        if num_bytes == end - start:
-            letters = bytearray(num_bytes)
-            self._fill(np.frombuffer(letters, np.uint8), first_offset)
-            letters = letters.translate(table) if table else letters
-        else:
-            # Whole lines as rows, of which the line ends are cut off as columns; in pieces that stay in the cache.
-            skipped = start % record.line_bases
-            num_lines = (end - 1) // record.line_bases - start // record.line_bases + 1
-            letters = bytearray(num_lines * record.line_bases)
-            rows = np.frombuffer(letters, np.uint8).reshape(num_lines, record.line_bases)
-            step = -(-num_lines // -(-num_lines * record.line_width // _PIECE_BYTES))
-            buffer = bytearray(step * record.line_width)
-            piece = np.frombuffer(buffer, np.uint8)
-            for line in range(0, num_lines, step):
-                count = min(step, num_lines - line)
-                begin = skipped if line == 0 else 0
-                stop = min(count * record.line_width, skipped + num_bytes - line * record.line_width)
-                self._fill(piece[begin:stop], first_offset - skipped + line * record.line_width + begin)
-                read = np.frombuffer(buffer.translate(table), np.uint8) if table else piece
-                rows[line : line + count] = read.reshape(-1, record.line_width)[:count, : record.line_bases]
-            del rows, letters[skipped + end - start :], letters[:skipped]
-        if table is None and (b"\n" in letters or b">" in letters):
-            raise FileFormatError(f"{self._name} does not fit its index; delete the index, and it is made anew")
-        return letters
-
-    def _fill(self, buffer: NDArray[np.uint8], offset: int) -> None:
-        self._read_file(buffer, offset)
-
-    def _read_file(self, buffer: NDArray[np.uint8], offset: int) -> None:
-        done = 0
-        while done < len(buffer):
-            count = os.preadv(self._descriptor, [buffer[done:].data], offset + done)
-            if count == 0:
-                raise FileFormatError(f"{self._name} ends before its index does; it changed while it was in use")
-            done += count
-
-
-class _BgzfBytes(_Bytes):
-    """The uncompressed bytes of a BGZF file, at any offset."""
-
-    def __init__(self, file: Path, gzi: Path, name: Path, version: _Version | None) -> None:
-        super().__init__(file, name, version)
-        starts = _read_gzi(gzi)
-        self._compressed_starts, self._starts = starts[:, 0], starts[:, 1]
-        if int(self._compressed_starts[-1]) >= self.file_size:
-            raise FileFormatError(f"{gzi} points past the end of {name}")
-        self._last_block: tuple[int, bytes] = (-1, b"")
-        self.size = int(self._starts[-1]) + sum(map(len, self._blocks(len(starts) - 1, len(starts))))
-
-    def _blocks(self, first: int, stop: int) -> Iterator[bytes]:
-        """The contents of indexed blocks ``first`` to ``stop - 1``, in order."""
-        while first < stop:
-            begin = int(self._compressed_starts[first])
-            upto = int(np.searchsorted(self._compressed_starts, begin + _BGZF_BYTES_PER_READ))
-            upto = min(max(upto, first + 1), stop)
-            end = int(self._compressed_starts[upto]) if upto < len(self._compressed_starts) else self.file_size
-            compressed = np.empty(end - begin, np.uint8)
-            self._read_file(compressed, begin)
-            yield from self._inflate(compressed.data, begin)
-            first = upto
-
-    def _inflate(self, compressed: memoryview, file_offset: int) -> Iterator[bytes]:
-        position = 0
-        while position < len(compressed):
-            header = bytes(compressed[position : position + 18])
-            if not is_bgzf(header):
-                raise FileFormatError(f"{self._name} has no bgzip block at byte {file_offset + position}")
-            end = position + int.from_bytes(header[16:18], "little") + 1
-            begin = position + 12 + int.from_bytes(header[10:12], "little")
+        begin = offset - self._offset
+        if not 0 <= begin <= begin + size <= len(self._piece):
+            # From the byte before, which, unlike the end of the file, lies in a block of bgzip for sure.
+            self._offset = max(0, offset - 1)
+            begin = offset - self._offset
             try:
-                block = zlib.decompress(compressed[begin : end - 8], wbits=-15, bufsize=1 << 16)
-            except zlib.error:
-                block = b""
-            trailer = bytes(compressed[end - 8 : end])
-            if trailer != zlib.crc32(block).to_bytes(4, "little") + len(block).to_bytes(4, "little"):
-                raise FileFormatError(
-                    f"{self._name} has a damaged bgzip block at byte {file_offset + position}; fetch or write it again"
-                )
-            yield block
-            position = end
+                self._stream.seek(self._place(self._offset))
+                self._piece = self._stream.read(max(begin + size, _PIECE_BYTES))
+            except (OSError, OverflowError):
+                raise FileFormatError(f"{self._name} is damaged or does not fit its index") from None
+        return self._piece[begin : begin + size]
 
-    def _fill(self, buffer: NDArray[np.uint8], offset: int) -> None:
-        if not len(buffer):
-            return
-        first = int(np.searchsorted(self._starts, offset, side="right")) - 1
-        stop = int(np.searchsorted(self._starts, offset + len(buffer), side="left"))
-        index, last = self._last_block
-        blocks = chain([last], self._blocks(first + 1, stop)) if index == first else self._blocks(first, stop)
-        skipped = offset - int(self._starts[first])
-        done = 0
-        block = b""
-        for block in blocks:
-            piece = block[skipped : skipped + len(buffer) - done]
-            buffer[done : done + len(piece)] = np.frombuffer(piece, np.uint8)
-            done += len(piece)
-            skipped = max(0, skipped - len(block))
-        if done < len(buffer):
-            raise FileFormatError(f"{self._name} ends before its index does; it changed while it was in use")
-        # One assignment, so that threads see an index with its own block. The last indexed block may not be the last.
-        if stop < len(self._starts):
-            self._last_block = (stop - 1, block)
+    def _place(self, offset: int) -> int:
+        """Where to seek for a byte: bgzip counts in the file's bytes times 65,536, plus the byte within the block."""
+        if self._starts is None:
+            return offset
+        block = int(np.searchsorted(self._starts[:, 1], offset, side="right")) - 1
+        compressed, start = self._starts[block].tolist()
+        if offset - start >= 1 << 16:
+            raise FileFormatError(f"{self._name} does not fit its bgzip index")
+        return (compressed << 16) + offset - start
 
+    def __enter__(self) -> Self:
+        return self
 
-def _open_bytes(index: "_Indexed", name: Path, version: _Version | None = None) -> _Bytes:
-    if index.gzi is None:
-        return _Bytes(index.fasta, name, version)
-    return _BgzfBytes(index.fasta, index.gzi, name, version)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stream.close()
 
 
 class _Indexed(NamedTuple):
@@ -398,7 +345,22 @@ class _Indexed(NamedTuple):
     gzi: Path | None
 
 
-def _indexed(path: Path) -> _Indexed:
+def _version(fasta: Path, name: Path) -> _Version:
+    try:
+        status = fasta.stat()
+    except FileNotFoundError:
+        raise InputFileNotFoundError(f"{name} does not exist any more") from None
+    except OSError as error:
+        raise InputFileNotFoundError(f"{name} cannot be read ({error.strerror})") from None
+    return status.st_size, status.st_mtime_ns
+
+
+def _check_version(fasta: Path, name: Path, version: _Version) -> None:
+    if _version(fasta, name) != version:
+        raise FileFormatError(f"{name} has changed since it was opened; start again")
+
+
+def _indexed(path: Path) -> tuple[_Indexed, _Version]:
     """Find or make the index of a FASTA file, and a bgzip copy where the file needs one."""
     check_input_file(path, _EXPECTED)
     if not path.is_file():
@@ -412,12 +374,13 @@ def _indexed(path: Path) -> _Indexed:
     elif is_gzip(head):
         fasta = _recompressed(path)
     compressed = is_gzip(head)
+    version = _version(fasta, path)
 
     beside = _index_at(fasta, fasta, compressed)
     cached = _index_at(fasta, _cache_stem(fasta), compressed)
     for found in (beside, cached):
         if _is_usable(found, path):
-            return found
+            return found, version
     reason = None
     for wanted in (beside, cached):
         folder = wanted.fai.parent
@@ -433,7 +396,7 @@ def _indexed(path: Path) -> _Indexed:
                 raise
             reason = error.strerror
         else:
-            return wanted
+            return wanted, version
     raise OutputError(
         f"the index of {path} can be written neither beside it nor in {cached.fai.parent} ({reason}); "
         "set XDG_CACHE_HOME to a folder that can be written"
@@ -518,20 +481,22 @@ def _check_index(index: _Indexed, name: Path, most_records: int | None) -> None:
     by_name = _read_fai(index.fai)
     records = sorted(by_name.items(), key=lambda item: item[1].offset)
     step = 1 if most_records is None else -(-len(records) // most_records)
-    source = _open_bytes(index, name)
-    try:
+    with quiet_htslib(), _RawBytes(index, name) as source:
         for number in [*range(0, len(records), step), len(records)]:
             begin = records[number - 1][1].end_offset if number else 0
-            contig, record = records[number] if number < len(records) else (None, None)
-            end = record.offset if record else source.size
-            if not begin <= end <= source.size:
-                raise FileFormatError(f"{name}: its index points past the end of the file")
-            between = source.read(begin, min(end - begin, _MOST_HEADER_BYTES))
-            _check_between(between, contig, by_name, name)
-            if record:
-                _check_line_end(source, record, contig or "", name)
-    finally:
-        source.close()
+            if number < len(records):
+                contig, record = records[number]
+                size = min(record.offset - begin, _MOST_HEADER_BYTES)
+                between = source.read(begin, size) if size >= 0 else b""
+                if size < 0 or len(between) < size:
+                    raise FileFormatError(f"{name}: its index points past the end of the file")
+                _check_between(between, contig, by_name, name)
+                _check_line_end(source, record, contig, name)
+            else:
+                last_base, rest = source.read(begin - 1, 1), source.read(begin, _MOST_HEADER_BYTES)
+                if not last_base.strip():
+                    raise FileFormatError(f"{name}: its index points past the end of the file")
+                _check_between(rest, None, by_name, name)
 
 
 def _check_between(between: bytes, contig: str | None, records: dict[str, _Record], name: Path) -> None:
@@ -553,7 +518,7 @@ def _check_between(between: bytes, contig: str | None, records: dict[str, _Recor
         raise FileFormatError(f"{name} has a record without a name: a line that is only '>'")
 
 
-def _check_line_end(source: _Bytes, record: _Record, contig: str, name: Path) -> None:
+def _check_line_end(source: _RawBytes, record: _Record, contig: str, name: Path) -> None:
     line_end = source.read(record.offset + record.line_bases, record.line_width - record.line_bases)
     if line_end.strip() or (record.length > record.line_bases and not line_end.endswith(b"\n")):
         raise FileFormatError(f"{name}: the lines of contig {contig!r} hold blanks or other bytes that are no letters")

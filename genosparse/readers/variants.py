@@ -7,6 +7,7 @@ QUAL and frequencies and refuses undeclared FILTERs. BCF has no such text; its r
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,8 +24,11 @@ __all__ = ["Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_varian
 _EXPECTED = "a VCF or BCF file"
 _COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
 _BASES = re.compile(r"[ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+")
-# '*' (the allele is missing because of an upstream deletion), <ID>, breakends such as G]17:198982] and .TGCA
-_NO_BASES = re.compile(r"\*|<[^<>\s]+>|[^\s\[\]]*[\[\]][^\s\[\]]+[\[\]][^\s\[\]]*|\.[A-Za-z]+|[A-Za-z]+\.")
+# float() takes 1_0, blanks and the digits of every script.
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
+_MOST_POSITION = 2**31 - 1  # of VCF's integers, of BCF and of BAM
+_CONTIG = re.compile(r"##contig=<(.*)>\s*")
+_FIELD = re.compile(r'([^=,]+)=("(?:[^"\\]|\\.)*"|[^,]*)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,8 @@ class Variant:
         contig: Name of the contig, as in the file.
         position0: 0-based position of REF's first base; -1 for VCF's POS 0, the telomere.
         ref: REF, as in the file.
-        alts: ALT alleles, as in the file: bases, ``*``, symbolic (``<DEL>``) or breakends; empty when ALT is ``.``.
+        alts: ALT alleles, as in the file: bases, or whatever else is there, like ``*``, symbolic alleles (``<DEL>``),
+            breakends and insertions of assembled contigs (``C<ctg1>``); empty when ALT is ``.``.
         id: ID, or None when it is ``.``.
         qual: QUAL, or None when it is ``.``.
         filter: FILTER as text, or None when it is ``.``.
@@ -68,6 +73,7 @@ class VcfText:
         path: As given.
         header_lines: The lines that begin with ``#``, the ``#CHROM`` line last.
         line_number: Number of the line given last, from 1; the header counts.
+        contig_lengths: The contigs that the header declares, with their lengths in bases or None.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
@@ -98,8 +104,21 @@ class VcfText:
                 self._bcf = pysam.VariantFile(str(self.path), "rb")
             except (OSError, ValueError):
                 raise FileFormatError(f"{self.path} has a damaged BCF header; fetch or write the file again") from None
-        self.header_lines = str(self._bcf.header).splitlines()
+            # At "\n" alone: str.splitlines knows eight more ends of a line, which text in a header may hold.
+            self.header_lines = str(self._bcf.header).removesuffix("\n").split("\n")
         self.line_number = len(self.header_lines)
+
+    @cached_property
+    def contig_lengths(self) -> dict[str, int | None]:
+        """The contigs that the header declares, in its order, with their lengths in bases; None where it has none."""
+        lengths: dict[str, int | None] = {}
+        for line in self.header_lines:
+            if match := _CONTIG.fullmatch(line):
+                fields = {key.strip(): value for key, value in _FIELD.findall(match[1])}
+                length = fields.get("length", "")
+                if contig := fields.get("ID"):
+                    lengths[contig] = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
+        return lengths
 
     def _read_header(self) -> None:
         name = display_name(self.path)
@@ -233,25 +252,25 @@ def parse_vcf_line(line: str, path: str | Path, line_number: int, *, record_inde
     contig, position, identifier, ref, alt, qual, filters, info = columns[:8]
     if not contig or contig == "." or " " in contig:
         raise malformed(f"CHROM is {contig!r}; expected the name of a contig")
-    if not (position.isascii() and position.isdigit()):
-        raise malformed(f"POS is {_shortened(position)}; expected a whole number")
+    # Its digits are counted first: int() refuses a number of thousands of them.
+    is_number = position.isascii() and position.isdigit() and len(position.lstrip("0")) <= len(str(_MOST_POSITION))
+    if not is_number or int(position) > _MOST_POSITION:
+        raise malformed(f"POS is {_shortened(position)}; expected a whole number up to {_MOST_POSITION}")
     if not _BASES.fullmatch(ref):
         raise malformed(f"REF is {_shortened(ref)}; expected bases")
     alts = () if alt == "." else tuple(alt.split(","))
-    for allele in alts:
-        if not (_BASES.fullmatch(allele) or _NO_BASES.fullmatch(allele)):
-            raise malformed(f"ALT is {_shortened(alt)}; expected bases, '*', <ID> or a breakend, separated by commas")
-    try:
-        quality = None if qual == "." else float(qual)
-    except ValueError:
-        raise malformed(f"QUAL is {_shortened(qual)}; expected a number or '.'") from None
+    # What an allele that is not bases means is not for the reader to judge; it must only be one.
+    if not all(alts) or any(map(str.isspace, alt)):
+        raise malformed(f"ALT is {_shortened(alt)}; expected alleles without blanks, separated by commas, or '.'")
+    if qual != "." and not _NUMBER.fullmatch(qual):
+        raise malformed(f"QUAL is {_shortened(qual)}; expected a number or '.'")
     return Variant(
         contig=contig,
         position0=position0_from_1based(int(position)),
         ref=ref,
         alts=alts,
         id=None if identifier == "." else identifier,
-        qual=quality,
+        qual=None if qual == "." else float(qual),
         filter=None if filters == "." else filters,
         info=None if info == "." else info,
         record_index=record_index,

@@ -168,12 +168,71 @@ def test_a_pickle_notices_that_the_file_has_changed(small_fasta):
         pickle.loads(pickled)  # noqa: S301 - our own bytes
 
 
+def test_a_thread_notices_that_the_file_has_changed(small_fasta):
+    genome = Genome(small_fasta)
+    replacement = small_fasta.with_suffix(".new")
+    replacement.write_bytes(b">one\nAC\n")
+    replacement.replace(small_fasta)
+    # This thread still reads the file that it opened.
+    assert genome.fetch(Interval("one", 0, 4)) == "ACGT"
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(genome.fetch, Interval("one", 0, 4))
+        with pytest.raises(FileFormatError, match="has changed since it was opened"):
+            future.result()
+        small_fasta.unlink()
+        future = pool.submit(genome.fetch, Interval("one", 0, 4))
+        with pytest.raises(InputFileNotFoundError, match="does not exist any more"):
+            future.result()
+
+
+def test_tokens_can_be_written_to(small_fasta):
+    assert Genome(small_fasta).tokens(Interval("one", 0, 4)).flags.writeable
+
+
+def test_closing_closes_the_files_of_all_threads(large_bgzip):
+    _, path = large_bgzip
+    genome = Genome(path)
+    opened = list(Path("/proc/self/fd").iterdir())
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(genome.fetch, [Interval("a", 0, 100_000)] * 40))
+        genome.close()
+        left = list(Path("/proc/self/fd").iterdir())
+        assert len(left) < len(opened)
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_fork_while_other_threads_read(large_bgzip):
+    sequences, path = large_bgzip
+    genome = Genome(path)
+    interval = Interval("a", 100_000, 300_000)
+    expected = sequences["a"][100_000:300_000]
+    with ThreadPoolExecutor(4) as threads:
+        running = [threads.submit(genome.fetch, interval) for _ in range(100)]
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("fork")) as processes:
+            assert list(processes.map(genome.fetch, [interval] * 20)) == [expected] * 20
+        assert all(future.result() == expected for future in running)
+
+
 def test_a_closed_genome_says_so(small_fasta):
     genome = Genome(small_fasta)
     genome.close()
     genome.close()
     with pytest.raises(GenosparseError, match="has been closed"):
         genome.fetch(Interval("two", 0, 1))
+
+
+def test_a_position_beyond_32_bits_is_an_error(tmp_path):
+    path = tmp_path / "x.fa"
+    length = 2**31 + 100
+    with path.open("wb") as stream:
+        stream.write(b">a\n" + b"ACGT" * 500)
+        stream.truncate(length + 3)  # a hole, which takes no space
+    Path(f"{path}.fai").write_text(f"a\t{length}\t3\t{length}\t{length}\n")
+    genome = Genome(path)
+    assert genome.fetch(Interval("a", 1000, 1004)) == "ACGT"
+    for start in (2**31 - 10, 2**31 + 10):
+        with pytest.raises(IntervalError, match=r"reaches past 2147483647, the last position that can be read"):
+            genome.tokens(Interval("a", start, 2**31 + 20))
 
 
 # Indexes.
@@ -407,7 +466,7 @@ def test_a_cut_off_file_is_refused(large_bgzip, tmp_path, cache_home, kept, comp
     assert not [file for file in cache_home.rglob("*") if file.is_file()]
 
 
-def test_a_damaged_block_is_named(large_bgzip):
+def test_a_damaged_block_is_named(large_bgzip, capfd):
     sequences, path = large_bgzip
     Genome(path)
     content = bytearray(path.read_bytes())
@@ -416,8 +475,63 @@ def test_a_damaged_block_is_named(large_bgzip):
     path.write_bytes(content)
     os.utime(path, ns=(stamp, stamp))
     genome = Genome(path)
-    with pytest.raises(FileFormatError, match=r"large\.fa\.gz has a damaged bgzip block at byte \d+"):
+    with pytest.raises(FileFormatError, match=r"large\.fa\.gz is truncated or damaged: a:0-400000"):
         genome.fetch(Interval("a", 0, len(sequences["a"])))
+    # What is whole can still be read.
+    assert genome.fetch(Interval("a", 0, 100)) == sequences["a"][:100]
+    assert genome.fetch(Interval("b", 0, 100)) == sequences["b"][:100]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_file_that_shrinks_while_it_is_open_is_an_error(tmp_path):
+    path = tmp_path / "x.fa"
+    sequence = random_sequence(300_000)
+    path.write_bytes(fasta_text({"a": sequence}, 60))
+    genome = Genome(path)
+    os.truncate(path, 150_000)
+    assert genome.fetch(Interval("a", 100_000, 100_010)) == sequence[100_000:100_010]
+    with pytest.raises(FileFormatError, match=r"x\.fa is truncated or damaged: a:200000-200010 cannot be read"):
+        genome.fetch(Interval("a", 200_000, 200_010))
+    with pytest.raises(FileFormatError, match="has changed since it was opened"):
+        genome.fetch(Interval("a", 0, 10))
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize(
+    "line", [b"ACGTAC\nA", b"ACG>ACGT", b"ACG\x00ACGT", b"ACG\xe9ACGT", b"ACG\xc3\xa9CGT", b"ACG\rACG\n"]
+)
+def test_a_file_that_changed_behind_its_index_is_noticed(tmp_path, line, compress):
+    # As old as the index, and right where the index is checked, as after an edit that keeps the time.
+    path = tmp_path / "x.fa"
+    for changed in (b"ACGTACGT", line):
+        content = b">a\n" + b"ACGTACGT\n" * 200 + changed + b"\nACGTACGT\n>b\nGG\n"
+        write_bgzip(path, content) if compress else path.write_bytes(content)
+        os.utime(path, (1, 1))
+        genome = Genome(path)
+    assert genome.fetch(Interval("a", 0, 1600)) == "ACGTACGT" * 200
+    for read in (genome.fetch, genome.tokens):
+        with pytest.raises(FileFormatError, match=r"x\.fa does not fit its index; delete the index"):
+            read(Interval("a", 1596, 1612))
+
+
+@pytest.mark.parametrize("bgzip", [False, True])
+def test_names_with_colons_and_of_other_encodings(tmp_path, bgzip):
+    content = b">HLA-A*01:01:1-3\nACGT\n>caf\xe9\nGGG\n>\xc3\xa9\nTT\n"
+    path = tmp_path / "x.fa"
+    write_bgzip(path, content) if bgzip else path.write_bytes(content)
+    genome = Genome(path)
+    assert genome.contigs == {"HLA-A*01:01:1-3": 4, "caf\udce9": 3, "é": 2}
+    for contig, expected in (("HLA-A*01:01:1-3", "ACGT"), ("caf\udce9", "GGG"), ("é", "TT")):
+        assert genome.fetch(Interval(contig, 0, len(expected))) == expected
+
+
+def test_a_bgzip_file_of_many_small_contigs(tmp_path):
+    # Several blocks, whose edges fall anywhere in the records; every record is checked when the index is made.
+    sequences = {f"contig_{number}": random_sequence(60 + number % 50, seed=number) for number in range(3000)}
+    genome = Genome(write_bgzip(tmp_path / "x.fa.gz", fasta_text(sequences, 50)))
+    assert genome.contigs == {name: len(sequence) for name, sequence in sequences.items()}
+    for name in ("contig_0", "contig_1499", "contig_2999"):
+        assert genome.fetch(Interval(name, 0, genome.contigs[name])) == sequences[name]
 
 
 def test_protein_letters_are_refused_at_once(tmp_path):

@@ -6,6 +6,7 @@ import threading
 import tracemalloc
 
 import pysam
+import pysam.bcftools
 import pytest
 
 from genosparse.errors import FileFormatError, InputFileNotFoundError
@@ -194,10 +195,18 @@ def test_what_is_no_vcf_is_refused_at_once(tmp_path, content, message):
         (b"chr1\t2\t.\tE\tC\t.\t.\t.", "REF is 'E'"),
         (b"chr1\t2\t.\tA\tC,,G\t.\t.\t.", "ALT is 'C,,G'"),
         (b"chr1\t2\t.\tA\t\t.\t.\t.", "ALT is ''"),
-        (b"chr1\t2\t.\tA\tC,.\t.\t.\t.", "ALT is 'C,.'"),
-        (b"chr1\t2\t.\tA\t<DEL\t.\t.\t.", "ALT is '<DEL'"),
-        (b"chr1\t2\t.\tA\tEXP\t.\t.\t.", "ALT is 'EXP'"),
+        (b"chr1\t2\t.\tA\tC T\t.\t.\t.", "ALT is 'C T'"),
         (b"chr1\t2\t.\tA\tC\thigh\t.\t.", "QUAL is 'high'"),
+        (b"chr1\t2\t.\tA\tC\t1_0\t.\t.", "QUAL is '1_0'"),
+        (b"chr1\t2\t.\tA\tC\t 10\t.\t.", "QUAL is ' 10'"),
+        ("chr1\t2\t.\tA\tC\t\uff11\t.\t.".encode(), "QUAL is '\uff11'"),
+        (b"chr1\t2\t.\tA\tC\t\t.\t.", "QUAL is ''"),
+        (b"chr1\t2147483648\t.\tA\tC\t.\t.\t.", "POS is '2147483648'; expected a whole number up to 2147483647"),
+        (b"chr1\t" + b"9" * 5000 + b"\t.\tA\tC\t.\t.\t.", "POS is '999"),
+        (b"chr1\t1_0\t.\tA\tC\t.\t.\t.", "POS is '1_0'"),
+        (b"chr1\t 10\t.\tA\tC\t.\t.\t.", "POS is ' 10'"),
+        (b"chr1\t+5\t.\tA\tC\t.\t.\t.", r"POS is '\+5'"),
+        (b"chr1\t\xc2\xb2\t.\tA\tC\t.\t.\t.", "POS is '²'"),
     ],
 )
 def test_a_bad_record_is_named_after_the_good_ones(tmp_path, line, message):
@@ -205,6 +214,57 @@ def test_a_bad_record_is_named_after_the_good_ones(tmp_path, line, message):
     assert [next(variants) for _ in VARIANTS] == VARIANTS
     with pytest.raises(FileFormatError, match=rf"x\.vcf, line 10: {message}"):
         next(variants)
+
+
+@pytest.mark.parametrize("allele", ["C<ctg1>", "<ctg1>C", "<DEL", "EXP", ".", "<INS:ME:ALU>", "C[chr1:5[", "(A)12"])
+def test_an_allele_that_is_not_bases_passes(tmp_path, allele):
+    line = f"chr1\t2147483647\t.\tA\tC,{allele}\t.\t.\t."
+    path = write(tmp_path / "x.vcf", HEADER + line.encode() + b"\n")
+    assert list(read_variants(path)) == [Variant("chr1", 2147483646, "A", ("C", allele))]
+
+
+@pytest.mark.parametrize(
+    "text, qual", [("0", 0.0), ("1e3", 1000.0), ("-2.5E-1", -0.25), (".5", 0.5), ("7.", 7.0), ("Inf", float("inf"))]
+)
+def test_qual_is_any_number(text, qual):
+    assert parse_vcf_line(f"chr1\t1\t.\tA\tC\t{text}\t.\t.", "x.vcf", 1).qual == qual
+
+
+def test_the_header_tells_the_lengths_of_contigs(tmp_path):
+    declared = (
+        b"##contig=<ID=chrM,length=16571,assembly=hg19>\n"
+        b'##contig=<assembly="a,ID=no>",length=16569,ID=MT>\n'
+        b"##contig=<ID=unknown>\n##contig=<ID=bad,length=1e4>\n##contigs=<ID=other,length=1>\n"
+    )
+    expected = {"chr1": 1000, "chrM": 16571, "MT": 16569, "unknown": None, "bad": None}
+    path = write(tmp_path / "x.vcf", HEADER.replace(b"#CHROM", declared + b"#CHROM"))
+    with open_vcf_text(path) as text:
+        assert text.contig_lengths == expected
+    with pysam.VariantFile(str(write_bcf(tmp_path / "x.bcf", tmp_path))) as source:
+        assert list(source.header.contigs) == ["chr1"]
+    with open_vcf_text(tmp_path / "x.bcf") as text:
+        assert text.contig_lengths == {"chr1": 1000}
+
+
+def test_bcf_carries_every_byte_of_text(tmp_path, capfd):
+    header = HEADER.replace(
+        b"##contig",
+        b'##source=caf\xe9 a\xe2\x80\xa8b\xc2\x85c\x0cd\n##INFO=<ID=X,Number=1,Type=String,Description="">\n##contig',
+    )
+    record = b"chr1\t5\t.\tA\tC\t.\t.\tX=caf\xe9\xe2\x80\xa8\n"
+    path = write(tmp_path / "x.vcf", header + record)
+    pysam.bcftools.view("--no-version", "-Ob", "-o", str(tmp_path / "x.bcf"), str(path), catch_stdout=False)
+    capfd.readouterr()
+    with open_vcf_text(tmp_path / "x.bcf") as text:
+        lines = [line.encode("utf-8", "surrogateescape") + b"\n" for line in text.header_lines]
+        assert b"".join(line for line in lines if not line.startswith(b"##FILTER=<ID=PASS")) == header
+        assert [line.encode("utf-8", "surrogateescape") + b"\n" for line in text] == [record]
+        assert text.line_number == len(lines) + 1
+    (variant,) = read_variants(tmp_path / "x.bcf")
+    assert variant.info == "X=caf\udce9\u2028"
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(UnicodeDecodeError), pysam.VariantFile(str(tmp_path / "x.bcf")) as source:
+        str(next(source))  # pysam's own setting is as it was
 
 
 def test_a_line_can_be_parsed_by_itself():
@@ -282,7 +342,7 @@ def test_the_validators_files(test_data):
         num_records = sum(1 for line in path.read_bytes().splitlines() if line.strip() and not line.startswith(b"#"))
         assert sum(1 for _ in read_variants(path)) == num_records, path
     # Of what is invalid we refuse what would make a record's place or alleles doubtful.
-    columns = ("alt_001", "alt_002", "alt_003", "chrom_001", "pos_000", "pos_001", "pos_002", "ref_000", "ref_002")
+    columns = ("alt_001", "alt_002", "chrom_001", "pos_000", "pos_001", "pos_002", "ref_000", "ref_002")
     for version in ("v4.1", "v4.2", "v4.3", "v4.4"):
         for column in columns:
             with pytest.raises(FileFormatError, match=r"line \d+: "):
