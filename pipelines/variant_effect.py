@@ -19,7 +19,7 @@ from genosparse.encoder import Encoder
 from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning, OutputError
 from genosparse.inputs import STANDARD_INPUT, display_name
 from genosparse.loggers import LOGGERS, open_logger
-from genosparse.outputs import check_writable, fingerprint, open_run
+from genosparse.outputs import RUN_FILE, check_writable, fingerprint, open_run
 from genosparse.pipelines import app
 from genosparse.readers import Genome
 from genosparse.variant_effect.records import InputSummary, read_records, scan_records
@@ -61,7 +61,7 @@ def main(config: DictConfig) -> None:
         scorer = VariantScorer(
             encoder,
             genome,
-            find_contigs(summary.contigs, genome, display_name(inputs[2])),
+            find_contigs(summary.contigs, genome, display_name(inputs[2]), summary.contig_lengths),
             scores=scores,
             context=context,
             batch_bases=batch_bases,
@@ -80,15 +80,13 @@ def main(config: DictConfig) -> None:
             "block_records": BLOCK_RECORDS,
             "versions": {"genosparse": genosparse.__version__, "torch": torch.__version__},
         }
+        if shard is None and not overwrite and Path(output).is_file() and not (run_dir / RUN_FILE).exists():
+            raise OutputError(f"output={output} exists, and not from this run; pass overwrite=true or another output=")
         with open_run(
             run_dir, identity, owns=("blocks", "wandb", "wandb-id"), overwrite=overwrite, shared=True, inputs=inputs
         ) as resumes:
             if resumes:
                 _say(f"taking up the run in {run_dir}")
-            elif shard is None and output != _STANDARD_OUTPUT and Path(output).is_file() and not overwrite:
-                raise OutputError(
-                    f"output={output} exists, and not from this run; pass overwrite=true or another output="
-                )
             store = BlockStore(run_dir, scores)
             if shard is not None:
                 with _stopping_well():

@@ -29,11 +29,13 @@ class InputSummary:
         header_lines: Its VCF header, ``#CHROM`` line last.
         num_records: Number of records.
         contigs: The records' contigs, in order of first appearance.
+        contig_lengths: Lengths that the header declares, None where it names a contig without one.
     """
 
     header_lines: list[str]
     num_records: int
     contigs: list[str]
+    contig_lengths: dict[str, int | None]
 
 
 def read_records(path: str | Path) -> Iterator[Record]:
@@ -67,7 +69,7 @@ def scan_records(path: str | Path, *, all_declared: bool = False) -> InputSummar
             contigs[variant.contig] = None
             if all_declared:
                 _check_declared(line, declared, f"{path}, line {text.line_number}")
-        return InputSummary(text.header_lines, num_records, list(contigs))
+        return InputSummary(text.header_lines, num_records, list(contigs), text.contig_lengths)
 
 
 def _declarations(header_lines: Sequence[str]) -> dict[str, set[str]]:

@@ -365,13 +365,31 @@ def score_variants(
     )
 
 
-def find_contigs(wanted: Collection[str], genome: Genome, wanted_from: str = "the variants") -> dict[str, str | None]:
+def find_contigs(
+    wanted: Collection[str],
+    genome: Genome,
+    wanted_from: str = "the variants",
+    wanted_lengths: Mapping[str, int | None] | None = None,
+) -> dict[str, str | None]:
     """Return the genome's name, or None, for each contig of the variants.
+
+    Args:
+        wanted: The variants' contigs.
+        genome: The genome.
+        wanted_from: What the variants are called in errors.
+        wanted_lengths: Lengths that the variants' header declares; a name is translated (``chrM`` to ``MT``) only where
+            they agree.
 
     Raises:
         ContigNotFoundError: There are contigs, and the genome has none of them.
     """
-    contigs = match_contigs(wanted, genome.contigs, wanted_from=wanted_from, available_from=str(genome.path))
+    contigs = match_contigs(
+        wanted,
+        genome.contigs,
+        wanted_lengths=wanted_lengths,
+        wanted_from=wanted_from,
+        available_from=str(genome.path),
+    )
     if wanted and not any(contigs.values()):
         raise no_contig_matches(wanted, genome.contigs, wanted_from, str(genome.path))
     return contigs

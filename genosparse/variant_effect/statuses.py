@@ -9,6 +9,7 @@ from genosparse.tokenizers import N, NucleotideTokenizer
 __all__ = ["Status", "VariantKind", "alt_status", "changed_offsets", "record_status", "variant_kind"]
 
 _CONCRETE = frozenset("ACGT")
+_NUCLEOTIDES = frozenset("ACGTRYSWKMBDHVN")
 
 
 class Status(StrEnum):
@@ -71,7 +72,8 @@ def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
         max_length: The longest allele, in bases, that can be scored.
     """
     # Breakends hold brackets (mated) or begin or end with a dot (single), '*' is an allele deleted upstream.
-    if alt == "*" or not alt or any(symbol in alt for symbol in "<>[]."):
+    # What is no sequence of nucleotide codes is a symbol of some kind too, whatever the caller that wrote it meant.
+    if not alt or not _NUCLEOTIDES.issuperset(_normalised(alt)):
         return Status.SYMBOLIC
     if not _is_concrete(alt):
         return Status.AMBIGUOUS_ALT

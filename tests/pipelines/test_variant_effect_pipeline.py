@@ -339,6 +339,40 @@ def test_another_setting_or_input_stops_and_overwrite_starts_anew(inputs, tmp_pa
     assert (tmp_path / "out.vcf").read_bytes() != before
 
 
+def test_an_output_of_another_run_is_not_replaced_unasked(inputs, tmp_path, capfd):
+    (tmp_path / "out.vcf").write_text("precious\n")
+    given = arguments(inputs, inputs / "few.vcf", tmp_path / "out.vcf", tmp_path / "run")
+    for _ in range(2):
+        assert main(given) == 2
+        assert "exists, and not from this run" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "out.vcf").read_text() == "precious\n"
+    assert main([*given, "overwrite=true"]) == 0
+    assert "GS_LLR" in (tmp_path / "out.vcf").read_text()
+
+
+def test_a_contig_of_another_length_is_not_taken_for_an_alias(inputs, tmp_path, capfd):
+    """The chrM of UCSC's hg19 is not the MT of GRCh37; the header's length says so."""
+    (tmp_path / "g.fa").write_text(f">MT\n{'ACGT' * 50}\n>other\nACGT\n")
+    for length, status in ((200, "scored"), (201, "contig_missing")):
+        (tmp_path / "in.vcf").write_text(
+            f"##fileformat=VCFv4.2\n##contig=<ID=chrM,length={length}>\n#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\n"
+            "chrM\t5\t.\tA\tC\t.\t.\t.\nother\t1\t.\tA\tC\t.\t.\t.\n"
+        )
+        given = arguments(inputs, tmp_path / "in.vcf", tmp_path / "out.vcf", tmp_path / "run", "overwrite=true")
+        assert main([*given, f"genome={tmp_path / 'g.fa'}"]) == 0
+        first = (tmp_path / "out.vcf").read_text().splitlines()[-2]
+        assert first.endswith(f"GS_STATUS={status}")
+    assert "lengths differ" in capfd.readouterr().err
+
+
+def test_a_shard_never_starts_anew(inputs, tmp_path, capfd):
+    given = arguments(inputs, inputs / "few.vcf", tmp_path / "out.vcf", tmp_path / "run")
+    assert main([*given, "shard=1/2", "overwrite=true"]) == 2
+    assert "what other shards finished" in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reference_of_another_assembly_gives_one_warning(inputs, tmp_path, capfd):
     (tmp_path / "other.fa").write_text(">one\n" + "A" * 5000 + "\n>two\n" + "A" * 3000 + "\n")
     given = arguments(inputs, inputs / "few.vcf", tmp_path / "out.tsv", tmp_path / "run")

@@ -74,6 +74,9 @@ def test_a_contig_that_is_not_there_comes_first(genome):
 @pytest.mark.parametrize(
     "ref, alt, expected",
     [
+        ("C", "C<ctg1>", Status.SYMBOLIC),
+        ("C", "EXP", Status.SYMBOLIC),
+        ("C", "(A)12", Status.SYMBOLIC),
         ("A", "C", None),
         ("A", "acgtu", None),
         ("A", "*", Status.SYMBOLIC),
