@@ -237,7 +237,7 @@ def _read_record(path: Path) -> dict[str, Any] | None:
     """Return the identity of the run in a folder: None when there is none, {} when it cannot be read."""
     try:
         record = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         return {}

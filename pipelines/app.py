@@ -316,7 +316,12 @@ def _launch(name: str, task: Callable[[DictConfig], None], paths: Collection[str
             arguments.append(f"hydra.sweep.dir={QuotedString(folder, Quote.single).with_quotes()}")
         stack.enter_context(_environment(HYDRA_FULL_ERROR="1"))  # without it, Hydra ends the process by itself
         stack.enter_context(_arguments([f"genosparse {name}", *arguments]))
-        app()
+        try:
+            app()
+        except (TypeError, ValueError) as error:  # of Hydra's, over a command line; a job's come as _JobError
+            if isinstance(error, GenosparseError | HydraException | OmegaConfBaseException):
+                raise
+            raise ConfigError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager

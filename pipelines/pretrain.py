@@ -32,7 +32,7 @@ from genosparse.pretraining import (
     model_card,
     train,
 )
-from genosparse.pretraining.loop import CHECKPOINT, COLUMNS
+from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
 from genosparse.pretraining.masking import MaskedWindows
 from genosparse.readers import Genome
 
@@ -47,6 +47,7 @@ CURVE_FILE = "loss_curve.png"
 @app.pipeline("pretrain", paths=("data.genome", "data.regions", "data.exclude", "init", "run_dir"))
 def main(config: DictConfig) -> None:
     """Train, or go on training, and end with a model folder, a card and a curve."""
+    check_one_process()
     runtime = app.setup(config)
     precision = _training_precision(config, runtime)
     if config.trainer.max_minutes == "auto":
@@ -91,14 +92,14 @@ def main(config: DictConfig) -> None:
         )
         return
     corpus, data = _read_genomes(config, paths, checksums, intervals, context, is_trained=settings.max_steps != 0)
+    held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
     inputs = [*paths, *beds.values(), *([app.path(config, "init")] if config.init is not None else [])]
     with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs):
-        if corpus is None:
+        if corpus is None or held_out is None:
             _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
             print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
             return
         encoder.to(runtime.device)
-        held_out = HeldOut(corpus, runtime.seed)
         baselines = held_out.baselines() if held_out.num_sites else {}
         examples = MaskedWindows(corpus, masking, runtime.seed)
         with ExitStack() as stack:
@@ -125,7 +126,7 @@ def main(config: DictConfig) -> None:
                     result.stopped_by,
                     f"stopped after step {result.step} and saved; the same command goes on from there",
                 )
-            batch_windows = max(1, settings.batch_bases // context)
+            batch_windows = settings.windows_per_pass(context)
             metrics = _final_metrics(encoder, held_out, batch_windows, precision) if held_out.num_sites else {}
             loggers[0].summarize({**metrics, **{f"baseline_{name}": value for name, value in baselines.items()}})
         table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=result.step)
@@ -168,7 +169,9 @@ def _read_genomes(
 
 def _training_precision(config: DictConfig, runtime: app.Runtime) -> str:
     """``auto`` trains in bfloat16 where the processor multiplies it natively."""
-    if config.precision == "auto" and getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"):
+    # Older torch does not tell; float32 is right everywhere.
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if config.precision == "auto" and capabilities.get("avx512_bf16"):
         return "bfloat16"
     return runtime.precision
 
@@ -195,15 +198,13 @@ def _make_encoder(config: DictConfig) -> Encoder:
     return Encoder(EncoderConfig.from_dict(_contents(config.model, aside=("name", "context"))))
 
 
-def _validation(config: DictConfig) -> float | list[str]:
+def _validation(config: DictConfig) -> float | list[str] | None:
     value = config.data.validation
     if isinstance(value, ListConfig):
         return [str(name) for name in value]
     if isinstance(value, str):
         return [value]
-    if value is None:
-        return 0.0
-    return app.number(config, "data.validation")
+    return value
 
 
 def _final_metrics(encoder: Encoder, held_out: HeldOut, batch_windows: int, precision: str) -> dict[str, float]:
@@ -236,7 +237,7 @@ def _finish(
         "steps": f"{steps:,}",
         "bases seen": f"{result.bases if result is not None else 0:,}",
         "context": f"{config.data.context:,} bases",
-        "bases per step": f"{settings.batch_bases * settings.accumulate:,}",
+        "bases per step": f"{settings.bases_per_step(config.data.context):,}",
         "peak learning rate": settings.learning_rate,
         "seed": config.seed,
     }

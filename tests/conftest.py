@@ -1,12 +1,15 @@
 """Fixtures for all tests."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 # Two workers of one thread each: tests are small, and threads that wait for one another cost more than they give.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the tests in the background has SIGINT ignored, and processes that the tests send it to would too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
 """k-mer baselines against counts made by hand and by slow, plain Python."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
+from genosparse import baselines
 from genosparse.baselines import BaseCounts, flanks, kmer_baselines
 from genosparse.tokenizers import NucleotideTokenizer
 
@@ -14,14 +16,18 @@ A, C, G, T = range(4)
 
 def test_counts_by_hand_on_both_strands() -> None:
     """ACGT is its own reverse complement: A before C and after nothing, so each context counts twice."""
-    counts = BaseCounts([encode("ACGT")], 1)
-    found, known = counts(np.array([[A, 0, G], [C, 0, T], [A, 0, A]], np.uint8))
+    table = BaseCounts(np.array([[A, 0, G], [C, 0, T], [A, 0, A]], np.uint8), 1)
+    table.add(encode("ACGT"))
+    found, known = table.counts()
     assert found.tolist() == [[0, 2, 0, 0], [0, 0, 2, 0], [0, 0, 0, 0]]
     assert known.all()
 
 
+@pytest.mark.parametrize("chunk", [150, 2**22])
 @pytest.mark.parametrize("flank", [0, 1, 3, 5, 6, 8])
-def test_counts_equal_those_of_plain_python(flank: int) -> None:
+def test_counts_equal_those_of_plain_python(flank: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long the sequence is beside the chunks that it is counted in."""
+    monkeypatch.setattr(baselines, "_CHUNK", chunk)
     random = np.random.default_rng(flank)
     sequences = ["".join(random.choice(list("ACGTN"), p=[0.3, 0.2, 0.2, 0.28, 0.02], size=400)) for _ in range(2)]
     table: dict[tuple[str, str], int] = {}
@@ -32,7 +38,10 @@ def test_counts_equal_those_of_plain_python(flank: int) -> None:
                 if "N" not in around + strand[at]:
                     table[around, strand[at]] = table.get((around, strand[at]), 0) + 1
     contexts = flanks(encode(sequences[0]), np.arange(400), 8)
-    found, known = BaseCounts([encode(sequence) for sequence in sequences], flank)(contexts)
+    counts = BaseCounts(contexts, flank)
+    for sequence in sequences:
+        counts.add(encode(sequence))
+    found, known = counts.counts()
     for at in range(400):
         around = sequences[0][max(at - flank, 0) : at] + sequences[0][at + 1 : at + 1 + flank]
         complete = len(around) == 2 * flank and "N" not in around
@@ -53,6 +62,38 @@ def test_bits_per_base_by_hand() -> None:
     order_0 = (4 + 32 * 0.25) / (8 + 32)
     order_1 = (2 + 32 * order_0) / (2 + 32)
     assert bits["interpolated"] == pytest.approx(-math.log2(order_1))
+
+
+def test_contigs_are_counted_alike_one_by_one_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No context reaches from one contig into the next, whether contigs are longer or shorter than a chunk."""
+    random = np.random.default_rng(0)
+    contigs = [random.choice(np.array([1, 2, 4, 8], np.uint8), size) for size in (0, 1, 9, 40, 700, 16, 17, 3000)]
+    contexts = flanks(np.concatenate(contigs), np.arange(1000))
+    apart = [np.concatenate([contig, np.full(20, 15, np.uint8)]) for contig in contigs]
+    expected = kmer_baselines([np.concatenate(apart)], contexts)
+    assert kmer_baselines(contigs, contexts) == expected
+    monkeypatch.setattr(baselines, "_CHUNK", 500)
+    assert kmer_baselines(contigs, contexts) == expected
+
+
+def test_memory_is_that_of_a_chunk_and_the_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "_CHUNK", 2**14)
+    training = np.random.default_rng(0).choice(np.array([1, 2, 4, 8], np.uint8), 4_000_000)
+    contexts = flanks(training, np.arange(1000))
+    for flank in (2, 8):
+        tracemalloc.start()
+        counts = BaseCounts(contexts, flank)
+        counts.add(training)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < len(training) / 2  # bytes: less than half of what the sequence itself takes
+        assert counts.counts()[0].sum() > 500
+
+
+def test_no_site_at_all() -> None:
+    counts = BaseCounts(np.empty((0, 17), np.uint8), 8)
+    counts.add(encode("ACGT" * 10))
+    assert [part.shape for part in counts.counts()] == [(0, 4), (0,)]
 
 
 def test_random_sequence_has_two_bits() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import genosparse
+from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder
 
 __all__ = ["model_card"]
@@ -34,8 +35,9 @@ def model_card(
         sites: Number of those sites.
     """
     config = encoder.config
+    defaults = SparsePattern().to_dict()
     patterns = "; ".join(
-        ", ".join(f"{key}={value}" for key, value in pattern.to_dict().items() if value not in (None, False, 0))
+        ", ".join(f"{key}={value}" for key, value in pattern.to_dict().items() if value != defaults[key])
         for pattern in config.patterns
     )
     lines = [

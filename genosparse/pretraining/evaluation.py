@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from genosparse.baselines import MAX_FLANK, flanks, kmer_baselines
 from genosparse.encoder import Encoder
+from genosparse.errors import ConfigError
 from genosparse.pretraining.masking import NO_TARGET, base_numbers
 from genosparse.pretraining.windows import Corpus
 from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
@@ -30,6 +32,9 @@ class HeldOut:
     Args:
         corpus: Genomes with held-out spans.
         seed: Of the sites.
+
+    Raises:
+        ConfigError: ``validation`` asks for held-out sequence, and no site comes of it.
     """
 
     def __init__(self, corpus: Corpus, seed: int) -> None:
@@ -37,7 +42,7 @@ class HeldOut:
         self.context = corpus.context
         self.num_bases = sum(span.length for span in corpus.held_out)
         self._windows: list[tuple[NDArray[np.uint8], NDArray[np.int64]]] = []  # tokens, sites in them
-        contexts = []
+        contexts = [np.empty((0, 2 * MAX_FLANK + 1), np.uint8)]
         random = np.random.Generator(np.random.Philox(key=np.array([seed, 2**64 - 1], np.uint64)))
         for span in corpus.held_out:
             tokens = corpus.tokens(span)
@@ -46,12 +51,17 @@ class HeldOut:
             sites = sites[sites < len(tokens)]
             sites = sites[base_numbers(tokens[sites]) != NO_TARGET]
             contexts.append(flanks(tokens, sites))
-            for start in range(0, len(tokens), self.context):
-                inside = sites[(sites >= start) & (sites < start + self.context)]
+            starts = range(0, len(tokens), self.context)
+            for start, inside in zip(starts, np.split(sites, np.searchsorted(sites, starts[1:])), strict=True):
                 # The last window reaches back to full length; its sites stay those of its own stretch.
                 first = max(0, min(start, len(tokens) - self.context))
                 self._windows.append((tokens[first : first + self.context], inside - first))
-        self.contexts = np.concatenate([*contexts, np.empty((0, 2 * MAX_FLANK + 1), np.uint8)])
+        self.contexts = np.concatenate(contexts)
+        if corpus.validation and not self.num_sites:
+            raise ConfigError(
+                f"data.validation={corpus.validation} holds out {self.num_bases:,} bases, too few or too many N to "
+                "measure at; hold out more or other contigs, or nothing with data.validation=0"
+            )
 
     @property
     def num_sites(self) -> int:
@@ -116,13 +126,14 @@ def evaluate(
     was_training = encoder.training
     encoder.eval()
     loss, correct, sites = 0.0, 0, 0
+    batches = held_out.batches(batch_windows, most_windows=most_windows)
+    reversed_batches: Iterable[tuple[torch.Tensor, torch.Tensor] | None] = repeat(None)
+    if both_strands:
+        reversed_batches = held_out.batches(batch_windows, most_windows=most_windows, reverse=True)
     with torch.inference_mode(), autocast or nullcontext():
-        strands = [
-            held_out.batches(batch_windows, most_windows=most_windows, reverse=reverse) for reverse in (False, True)
-        ]
-        for forward, backward in zip(*strands, strict=True):
+        for forward, backward in zip(batches, reversed_batches, strict=False):
             log_probs, truth = _log_probs(encoder, *forward)
-            if both_strands:
+            if backward is not None:
                 # Sites of the reversed window come in reversed order row by row: undo it by the row's positions.
                 reversed_log_probs, _ = _log_probs(encoder, *backward, mirrored=True)
                 log_probs = ((log_probs + reversed_log_probs.flip(1)) / 2).log_softmax(dim=1)

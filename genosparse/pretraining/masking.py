@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from genosparse.errors import ConfigError
+from genosparse.pretraining.settings import check_flag, check_number
 from genosparse.pretraining.windows import Corpus, Window
 from genosparse.tokenizers import MASK, NucleotideTokenizer
 
@@ -34,6 +35,9 @@ class MaskingSettings:
             shown as it is.
         soft_mask_weight: Weight in the loss of bases in lower case.
         reverse_complement: Show each window's other strand half of the time.
+
+    Raises:
+        ConfigError: A value that cannot be.
     """
 
     rate: float = 0.15
@@ -43,11 +47,10 @@ class MaskingSettings:
     reverse_complement: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("rate", "mask_share", "random_share", "soft_mask_weight"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.masking.{name}={getattr(self, name)}: expected a fraction from 0 to 1")
-        if not self.rate:
-            raise ConfigError("data.masking.rate=0 leaves nothing to predict; give a fraction above 0")
+        check_number("data.masking.rate", self.rate, 0, 1, without_least=True)
+        for name in ("mask_share", "random_share", "soft_mask_weight"):
+            check_number(f"data.masking.{name}", getattr(self, name), 0, 1)
+        check_flag("data.masking.reverse_complement", self.reverse_complement)
         if self.mask_share + self.random_share > 1:
             raise ConfigError(
                 f"data.masking.mask_share={self.mask_share} and data.masking.random_share={self.random_share} add up "

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning
-from genosparse.intervals import Interval
+from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
+from genosparse.intervals import ContigMatcher, Interval
 from genosparse.readers import Genome
 from genosparse.tokenizers import N
 
 __all__ = ["Corpus", "Span", "Window"]
 
-# Soft mask, kept in a bit that no token id uses.
-_SOFT = np.uint8(0x80)
+# So many windows in a row that have too much N end the search for one.
 _MOST_DRAWS = 1000
+
+
+_Key = tuple[int, str]  # number of the genome, contig
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +51,21 @@ class Window:
 class Corpus:
     """Genomes in memory, split into training and held-out spans that no window straddles.
 
+    Contigs are found in every genome that has them, chr1 and 1 alike.
+
     Args:
         genomes: Open genomes.
-        validation: A fraction (the last part of each contig is held out), or names of held-out contigs.
+        validation: A fraction (the last part of each contig is held out), or names of held-out contigs; 0 or None holds
+            out nothing.
         context: Bases of a window.
         regions: Train on these intervals alone; None for all.
         exclude: Intervals that no training window touches.
         max_n: Largest fraction of N in a training window; windows with more are drawn again.
 
     Raises:
-        ConfigError: No window of ``context`` bases fits, or the validation takes all or none of what it names.
+        ConfigError: No window of ``context`` bases fits or has few enough N, or the validation takes all.
         ContigNotFoundError: A contig named by ``validation``, ``regions`` or ``exclude`` is in no genome.
+        IntervalError: An interval of ``regions`` or ``exclude`` reaches past the end of its contig.
         SequenceError: A genome has a letter that is no nucleotide code.
     """
 
@@ -65,64 +73,64 @@ class Corpus:
         self,
         genomes: Sequence[Genome],
         *,
-        validation: float | Sequence[str],
+        validation: float | Sequence[str] | None,
         context: int,
         regions: Iterable[Interval] | None = None,
         exclude: Iterable[Interval] = (),
         max_n: float = 0.1,
     ) -> None:
-        self.context, self.max_n = context, max_n
-        self._tokens: dict[tuple[int, str], NDArray[np.uint8]] = {}
+        self.validation, self.context, self.max_n = validation, context, max_n
+        self._tokens: dict[_Key, NDArray[np.uint8]] = {}
+        self._soft_bits: dict[_Key, NDArray[np.uint8]] = {}  # the soft mask, eight bases to the byte
         for number, genome in enumerate(genomes):
             for contig, length in genome.contigs.items():
                 if length:
-                    tokens, soft = genome.tokens(Interval(contig, 0, length), return_soft_mask=True)
-                    self._tokens[number, contig] = tokens | np.where(soft, _SOFT, np.uint8(0))
+                    tokens, soft_mask = genome.tokens(Interval(contig, 0, length), return_soft_mask=True)
+                    tokens.setflags(write=False)
+                    self._tokens[number, contig] = tokens
+                    self._soft_bits[number, contig] = np.packbits(soft_mask)
         allowed = [Span(number, contig, 0, len(tokens)) for (number, contig), tokens in self._tokens.items()]
-        self.training, self.held_out = _split(allowed, validation)
+        self.training, self.held_out = _split(allowed, validation, genomes)
         if regions is not None:
-            self.training = _intersect(self.training, self._locate(regions, "data.regions"))
-        self.training = _subtract(self.training, self._locate(exclude, "data.exclude"))
-        self._check(validation)
-        lengths = np.array([span.length - context + 1 for span in self._long], dtype=np.int64)
-        self._ends = lengths.cumsum()
-
-    @property
-    def _long(self) -> list[Span]:
-        return [span for span in self.training if span.length >= self.context]
-
-    @property
-    def num_training_bases(self) -> int:
-        """Bases that training windows can come from."""
-        return sum(span.length for span in self._long)
+            self.training = _intersect(self.training, _located(regions, "data.regions", genomes))
+        self.training = _subtract(self.training, _located(exclude, "data.exclude", genomes))
+        self._long_spans = [span for span in self.training if span.length >= context]
+        self.num_training_bases = sum(span.length for span in self._long_spans)
+        self._check_lengths()
+        # The number of window starts up to and with each span.
+        self._ends = np.cumsum([span.length - context + 1 for span in self._long_spans], dtype=np.int64)
+        self._check_draws()
 
     def tokens(self, span: Span) -> NDArray[np.uint8]:
-        """Token ids of a span."""
-        return self._tokens[span.genome, span.contig][span.start : span.end] & ~_SOFT
+        """Token ids of a span, ``[length]``: a view, not to be written to."""
+        return self._tokens[span.genome, span.contig][span.start : span.end]
 
     def draw(self, random: np.random.Generator) -> Window:
         """Draw a training window, every possible start alike."""
-        for _ in range(_MOST_DRAWS):
-            start = int(random.integers(self._ends[-1]))
-            number = int(np.searchsorted(self._ends, start, side="right"))
-            span = self._long_spans[number]
-            offset = span.start + start - (int(self._ends[number - 1]) if number else 0)
-            packed = self._tokens[span.genome, span.contig][offset : offset + self.context]
-            tokens = packed & ~_SOFT
-            if np.count_nonzero(tokens == N) <= self.max_n * self.context:
-                return Window(tokens, packed >= _SOFT)
-        raise ConfigError(
-            f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
-            "data.context, or name regions with sequence by data.regions"
-        )
+        while True:
+            window = self._try_draw(random)
+            if window is not None:
+                return window
 
-    def _check(self, validation: float | Sequence[str]) -> None:
-        self._long_spans = self._long
+    def _try_draw(self, random: np.random.Generator) -> Window | None:
+        """A window, or None where it has too much N."""
+        start = int(random.integers(self._ends[-1]))
+        number = int(np.searchsorted(self._ends, start, side="right"))
+        span = self._long_spans[number]
+        start += span.start - (int(self._ends[number - 1]) if number else 0)
+        key, end = (span.genome, span.contig), start + self.context
+        tokens = self._tokens[key][start:end]
+        if np.count_nonzero(tokens == N) > self.max_n * self.context:
+            return None
+        bits = np.unpackbits(self._soft_bits[key][start // 8 : (end + 7) // 8])
+        return Window(tokens, bits[start % 8 :][: self.context].astype(np.bool_))
+
+    def _check_lengths(self) -> None:
         if not self._long_spans:
             longest = max((span.length for span in self.training), default=0)
             raise ConfigError(
                 f"no training window of data.context={self.context} bases fits: the longest stretch to train on has "
-                f"{longest} bases; lower data.context, or change data.validation={validation}, data.regions "
+                f"{longest} bases; lower data.context, or change data.validation={self.validation}, data.regions "
                 "or data.exclude"
             )
         skipped = sum(span.length for span in self.training) - self.num_training_bases
@@ -133,28 +141,61 @@ class Corpus:
                 stacklevel=3,
             )
 
-    def _locate(self, intervals: Iterable[Interval], key: str) -> list[Span]:
-        """Intervals as spans of every genome that has their contig."""
-        numbers: dict[str, list[int]] = {}
-        for number, contig in self._tokens:
-            numbers.setdefault(contig, []).append(number)
-        spans = []
-        for interval in intervals:
-            if interval.contig not in numbers:
-                known = ", ".join(list(numbers)[:4])
-                raise ContigNotFoundError(
-                    f"{key} names contig {interval.contig!r}, which no genome has (they have {known} ...)"
+    def _check_draws(self) -> None:
+        """Find one window, so that ``draw`` ends and a genome of N is told here and not in a worker process."""
+        random = np.random.Generator(np.random.Philox(key=0))
+        if all(self._try_draw(random) is None for _ in range(_MOST_DRAWS)):
+            raise ConfigError(
+                f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
+                "data.context, or name regions with sequence by data.regions"
+            )
+
+
+def _located(intervals: Iterable[Interval], key: str, genomes: Sequence[Genome]) -> Iterator[Span]:
+    """Intervals as spans of every genome that has their contig."""
+    find = _ContigFinder(genomes, key)
+    for interval in intervals:
+        for whole in find(interval.contig):
+            if interval.end > whole.end:
+                raise IntervalError(
+                    f"{key}: interval {interval} reaches past the end of contig {whole.contig!r} ({whole.end} bp) in "
+                    f"{genomes[whole.genome].path}; cut it, or check that both are of the same assembly"
                 )
-            spans += [
-                Span(number, interval.contig, interval.start, interval.end) for number in numbers[interval.contig]
-            ]
-        return spans
+            yield Span(whole.genome, whole.contig, interval.start, interval.end)
 
 
-def _split(spans: list[Span], validation: float | Sequence[str]) -> tuple[list[Span], list[Span]]:
+class _ContigFinder:
+    """Finds the contigs that the setting ``key`` names, as whole spans of every genome that has them."""
+
+    def __init__(self, genomes: Sequence[Genome], key: str) -> None:
+        self._genomes, self._key = genomes, key
+        self._matchers = [
+            ContigMatcher(genome.contigs, wanted_from=key, available_from=str(genome.path)) for genome in genomes
+        ]
+
+    def __call__(self, contig: str) -> list[Span]:
+        found = [
+            Span(number, name, 0, genome.contigs[name])
+            for number, (genome, matcher) in enumerate(zip(self._genomes, self._matchers, strict=True))
+            if (name := matcher.match(contig)) is not None
+        ]
+        if not found:
+            known = [name for genome in self._genomes for name in genome.contigs]
+            raise ContigNotFoundError(
+                f"{self._key} names contig {contig!r}, which no genome has (they have {', '.join(known[:4])}"
+                f"{' ...' if len(known) > 4 else ''}); check that it is of the same assembly"
+            )
+        return found
+
+
+def _split(
+    spans: list[Span], validation: float | Sequence[str] | None, genomes: Sequence[Genome]
+) -> tuple[list[Span], list[Span]]:
     """Training and held-out spans."""
+    if validation is None:
+        return spans, []
     if isinstance(validation, int | float):
-        if not 0 <= validation < 1:
+        if isinstance(validation, bool) or not 0 <= validation < 1:
             raise ConfigError(
                 f"data.validation={validation}: expected a fraction from 0 up to (not including) 1, or contigs"
             )
@@ -164,53 +205,48 @@ def _split(spans: list[Span], validation: float | Sequence[str]) -> tuple[list[S
             training.append(Span(span.genome, span.contig, 0, cut))
             held_out.append(Span(span.genome, span.contig, cut, span.end))
         return training, [span for span in held_out if span.length]
-    names = set(validation)
-    if missing := sorted(names - {span.contig for span in spans}):
-        known = ", ".join(list(dict.fromkeys(span.contig for span in spans))[:4])
-        raise ContigNotFoundError(
-            f"data.validation names contig {missing[0]!r}, which no genome has (they have {known} ...)"
-        )
-    training = [span for span in spans if span.contig not in names]
+    find = _ContigFinder(genomes, "data.validation")
+    names = [validation] if isinstance(validation, str) else validation
+    chosen = {span for name in names for span in find(name)}
+    training = [span for span in spans if span not in chosen]
     if not training:
         raise ConfigError("data.validation names every contig, so that none is left to train on; name fewer")
-    return training, [span for span in spans if span.contig in names]
+    return training, [span for span in spans if span in chosen]
 
 
-def _subtract(spans: list[Span], holes: list[Span]) -> list[Span]:
-    """What of the spans no hole covers."""
-    for hole in holes:
-        left = []
-        for span in spans:
-            if (
-                (span.genome, span.contig) != (hole.genome, hole.contig)
-                or hole.end <= span.start
-                or span.end <= hole.start
-            ):
-                left.append(span)
-                continue
-            left += [
-                Span(span.genome, span.contig, start, end)
-                for start, end in ((span.start, hole.start), (hole.end, span.end))
-                if start < end
-            ]
-        spans = left
-    return spans
-
-
-def _intersect(spans: list[Span], others: list[Span]) -> list[Span]:
+def _intersect(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
     """What of the spans the others cover, each base once."""
-    covered: list[Span] = []
-    for other in sorted(others, key=lambda span: (span.genome, span.contig, span.start)):
-        last = covered[-1] if covered else None
-        if last and (last.genome, last.contig) == (other.genome, other.contig) and other.start <= last.end:
-            covered[-1] = Span(last.genome, last.contig, last.start, max(last.end, other.end))
-        else:
-            covered.append(other)
-    return [
-        Span(span.genome, span.contig, max(span.start, other.start), min(span.end, other.end))
-        for span in spans
-        for other in covered
-        if (span.genome, span.contig) == (other.genome, other.contig)
-        and span.start < other.end
-        and other.start < span.end
-    ]
+    merged = _merged(others)
+    kept = []
+    for span in spans:
+        stretches = merged.get((span.genome, span.contig), [])
+        at = bisect_right(stretches, span.start, key=lambda stretch: stretch.end)
+        while at < len(stretches) and stretches[at].start < span.end:
+            start, end = max(span.start, stretches[at].start), min(span.end, stretches[at].end)
+            kept.append(Span(span.genome, span.contig, start, end))
+            at += 1
+    return kept
+
+
+def _subtract(spans: list[Span], holes: Iterable[Span]) -> list[Span]:
+    """What of the spans no hole covers."""
+    merged = _merged(holes)
+    gaps = []
+    for genome, contig in dict.fromkeys((span.genome, span.contig) for span in spans):
+        stretches = merged.get((genome, contig), [])
+        starts = [0, *(hole.end for hole in stretches)]
+        ends = [*(hole.start for hole in stretches), sys.maxsize]
+        gaps += [Span(genome, contig, start, end) for start, end in zip(starts, ends, strict=True) if start < end]
+    return _intersect(spans, gaps)
+
+
+def _merged(spans: Iterable[Span]) -> dict[_Key, list[Span]]:
+    """Spans by contig, sorted, with those that touch or overlap made one."""
+    merged: dict[_Key, list[Span]] = {}
+    for span in sorted(spans, key=lambda span: span.start):
+        stretches = merged.setdefault((span.genome, span.contig), [])
+        if stretches and span.start <= stretches[-1].end:
+            last = stretches.pop()
+            span = Span(span.genome, span.contig, last.start, max(last.end, span.end))
+        stretches.append(span)
+    return merged

@@ -132,7 +132,7 @@ def test_no_steps_write_an_untrained_model_and_init_starts_from_one(reference: P
     start = Encoder.from_pretrained(reference.parent / "zero" / "model")
     assert start.config.trained_context is None
     assert "untrained" in (reference.parent / "zero" / "model" / "README.md").read_text()
-    settings = [*SMALL, "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
+    settings = [*SMALL[1:], "trainer.max_steps=1", "trainer.learning_rate=1e-9"]
     run = pretrain(reference.parent, "data.genome=ref.fa", *settings, "init=zero/model", "run_dir=one", "seed=9")
     assert run.returncode == 0, run.stderr
     end = Encoder.from_pretrained(reference.parent / "one" / "model")
@@ -185,8 +185,10 @@ def test_mistakes_end_in_one_line_and_leave_nothing(reference: Path, arguments: 
     (folder / "protein.fa").write_text(">p\nMKVLAAGIVELQ\n")
     (folder / "late.fa").write_text(f">a\n{'ACGT' * 2000}E\n")
     before = {path.name for path in folder.iterdir()}
-    defaults = [] if any(argument.startswith("run_dir=") for argument in arguments) else ["run_dir=out"]
-    run = pretrain(folder, "model=tiny", *arguments, *defaults)
+    given = {argument.partition("=")[0] for argument in arguments}
+    defaults = [] if "run_dir" in given else ["run_dir=out"]
+    defaults += [] if "init" in given else ["model=tiny"]
+    run = pretrain(folder, *defaults, *arguments)
     assert run.returncode == 2, run.stderr
     assert len(run.stderr.splitlines()) == 1, run.stderr
     assert run.stderr.startswith("genosparse pretrain: error: ")

@@ -1,6 +1,7 @@
 """Held-out sites, and the measure taken at them."""
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from genosparse.attention import SparsePattern
 from genosparse.baselines import MAX_FLANK
 from genosparse.encoder import Encoder, EncoderConfig
+from genosparse.errors import ConfigError
 from genosparse.intervals import Interval
 from genosparse.pretraining import Corpus, HeldOut, evaluate
 from genosparse.pretraining.masking import NO_TARGET
@@ -112,3 +114,40 @@ def test_baselines_never_see_held_out_sequence(tmp_path: Path) -> None:
         assert genome.fetch(Interval("held", 0, 3)) == "AAA"
         baselines = HeldOut(Corpus([genome], validation=["held"], context=100), seed=0).baselines()
     assert min(baselines.values()) >= 2
+
+
+@pytest.mark.parametrize("validation", [0.001, 0.2, ["unknown"]])
+def test_held_out_sequence_without_a_site_is_told(tmp_path: Path, validation: float | list[str]) -> None:
+    """A fraction that rounds to no base, and held-out stretches of N alone."""
+    (tmp_path / "ref.fa").write_text(f">one\n{'ACGT' * 40}{'N' * 40}\n>unknown\n{'N' * 300}\n")
+    with Genome(tmp_path / "ref.fa") as genome:
+        corpus = Corpus([genome], validation=validation, context=50)
+    with pytest.raises(ConfigError, match=r"data\.validation=.* to measure at"):
+        HeldOut(corpus, seed=0)
+
+
+def test_one_strand_makes_no_reversed_batches(
+    corpus: Corpus, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    batches = HeldOut.batches
+
+    def counted(self: HeldOut, *arguments: int, **settings: bool) -> object:
+        made.append(settings.get("reverse", False))
+        return batches(self, *arguments, **settings)  # type: ignore[arg-type]  # passed on as they came
+
+    monkeypatch.setattr(HeldOut, "batches", counted)
+    held_out = HeldOut(corpus, seed=3)
+    evaluate(encoder, held_out, batch_windows=5)
+    assert made == [False]
+    evaluate(encoder, held_out, batch_windows=5, both_strands=True)
+    assert made == [False, False, True]
+
+
+def test_many_short_windows_take_seconds(tmp_path: Path) -> None:
+    (tmp_path / "ref.fa").write_text(f">train\n{'ACGT' * 50}\n>held\n{'ACGT' * 500_000}\n")
+    with Genome(tmp_path / "ref.fa") as genome:
+        corpus = Corpus([genome], validation=["held"], context=16)
+    started = time.monotonic()
+    assert HeldOut(corpus, seed=0).num_sites == 125_000
+    assert time.monotonic() - started < 8  # every site looked at for every window took many times as long

@@ -1,6 +1,14 @@
 """The training loop: schedule, learning, resume."""
 
+import itertools
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +17,11 @@ import torch
 
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.errors import ConfigError, GenosparseError, ModelFormatError
+from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning, ModelFormatError
 from genosparse.loggers import CsvTable, Logger
 from genosparse.pretraining import Corpus, HeldOut, MaskingSettings, TrainerSettings, TrainingResult, evaluate, train
 from genosparse.pretraining.loop import COLUMNS, TIMED_COLUMNS
 from genosparse.pretraining.masking import MaskedWindows
-from genosparse.progress import ProgressBar
 from genosparse.readers import Genome
 
 
@@ -26,7 +33,11 @@ def corpus(tmp_path: Path) -> Corpus:
     noisy = random.random(len(letters)) < 0.1
     letters[noisy] = random.choice(list("ACGT"), noisy.sum())
     (tmp_path / "ref.fa").write_text(f">one\n{''.join(letters)}\n")
-    with Genome(tmp_path / "ref.fa") as genome:
+    return open_corpus(tmp_path / "ref.fa")
+
+
+def open_corpus(path: Path) -> Corpus:
+    with Genome(path) as genome:
         return Corpus([genome], validation=0.2, context=64)
 
 
@@ -37,7 +48,12 @@ def make_encoder() -> Encoder:
 
 
 def run(
-    corpus: Corpus, run_dir: Path, settings: TrainerSettings, encoder: Encoder | None = None, precision: str = "float32"
+    corpus: Corpus,
+    run_dir: Path,
+    settings: TrainerSettings,
+    encoder: Encoder | None = None,
+    precision: str = "float32",
+    examples: MaskedWindows | None = None,
 ) -> tuple[Encoder, TrainingResult, list[dict[str, str]]]:
     run_dir.mkdir(exist_ok=True)
     encoder = encoder or make_encoder()
@@ -47,10 +63,10 @@ def run(
         tables.append(CsvTable(run_dir / "metrics.csv", COLUMNS, last_step=last_step))
         return Logger(tables[0])
 
-    examples = MaskedWindows(corpus, MaskingSettings(), seed=1)
+    examples = examples or MaskedWindows(corpus, MaskingSettings(), seed=1)
     result = train(
         encoder, examples, settings, run_dir=run_dir, context=64, precision=precision,
-        held_out=HeldOut(corpus, 0), open_log=open_log, bar=ProgressBar(),
+        held_out=HeldOut(corpus, 0), open_log=open_log,
     )  # fmt: skip
     return encoder, result, tables[0].rows()
 
@@ -81,24 +97,92 @@ def test_learns_a_repeat(corpus: Corpus, tmp_path: Path, precision: str) -> None
     assert float(rows[0]["loss"]) > 1.3
 
 
-def test_resumed_run_equals_an_uninterrupted_one(corpus: Corpus, tmp_path: Path) -> None:
-    whole, _, expected = run(corpus, tmp_path / "whole", make_settings())
-    # Ended after step 8, with a checkpoint of step 6: what came after it is thrown away and done again.
-    stopped = make_encoder()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TrainerSettings, "progress", _stop_after(8, TrainerSettings.progress))
-        run(corpus, tmp_path / "other", make_settings(checkpoint_every=6), stopped)
-    resumed, result, rows = run(corpus, tmp_path / "other", make_settings(checkpoint_every=6))
+class Killed(BaseException):
+    """As sudden as a kill: nothing in the loop catches it."""
+
+
+def at_pass(encoder: Encoder, number: int, action: Callable[[], None]) -> Encoder:
+    """Do something in the encoder's ``number``-th training pass."""
+    passes = itertools.count(1)
+
+    def act(module: torch.nn.Module, *_: object) -> None:
+        if module.training and next(passes) == number:
+            action()
+
+    encoder.register_forward_hook(act)
+    return encoder
+
+
+def kill() -> None:
+    raise Killed
+
+
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "batch_bases": 256}, {"workers": 2}])
+def test_resumed_run_equals_an_uninterrupted_one(corpus: Corpus, tmp_path: Path, changes: dict[str, int]) -> None:
+    whole, _, expected = run(corpus, tmp_path / "whole", make_settings(**{**changes, "workers": 0}))
+    settings = make_settings(checkpoint_every=6, **changes)
+    # Killed in step 9, with a checkpoint of step 6: what came after it is thrown away and done again.
+    with pytest.raises(Killed):
+        run(corpus, tmp_path / "other", settings, at_pass(make_encoder(), 8 * settings.accumulate + 1, kill))
+    assert torch.load(tmp_path / "other" / "checkpoint.pt")["step"] == 6
+    # Interrupted in step 8, which is finished and saved.
+    interrupted = at_pass(make_encoder(), 2 * settings.accumulate, lambda: os.kill(os.getpid(), signal.SIGINT))
+    _, stopped, _ = run(corpus, tmp_path / "other", settings, interrupted)
+    assert (stopped.step, stopped.stopped_by) == (8, signal.SIGINT)
+    resumed, result, rows = run(corpus, tmp_path / "other", settings)
     assert result.step == 12
     assert untimed(rows) == untimed(expected)
     assert resumed.fingerprint() == whole.fingerprint()
 
 
-def _stop_after(last_step: int, progress: object) -> object:
-    def stopping(settings: TrainerSettings, step: int, minutes: float) -> float:
-        return 1.0 if step >= last_step else progress(settings, step, minutes)  # type: ignore[operator]
+_TRAIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_loop import make_encoder, make_settings, open_corpus, run
+folder = Path(sys.argv[2])
+_, result, _ = run(open_corpus(folder / "ref.fa"), folder / "run", make_settings(max_steps=10**6, workers=2))
+print(result.step, result.stopped_by)
+"""
 
-    return stopping
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_the_process_group_saves_and_leaves_no_worker(
+    corpus: Corpus, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C in a terminal, or a scheduler's SIGTERM, reaches the worker processes too."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, str(Path(__file__).parent), str(tmp_path)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    table = tmp_path / "run" / "metrics.csv"
+    try:
+        deadline = time.monotonic() + 90
+        while not (table.exists() and len(table.read_text().splitlines()) > 2):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        out, err = process.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)  # nobody is left
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, err) == (0, "")
+    step, stopped_by = map(int, out.split())
+    assert stopped_by == number
+    assert torch.load(tmp_path / "run" / "checkpoint.pt")["step"] == step
+
+
+def test_end_of_training_is_saved(corpus: Corpus, tmp_path: Path) -> None:
+    """Whoever is killed while the end is evaluated has no step to do again."""
+    trained, _, _ = run(corpus, tmp_path / "run", make_settings(max_steps=5, checkpoint_every=100))
+    state = torch.load(tmp_path / "run" / "checkpoint.pt")
+    assert state["step"] == 5
+    again = at_pass(make_encoder(), 1, kill)
+    run(corpus, tmp_path / "run", make_settings(max_steps=5), again)
+    assert again.fingerprint() == trained.fingerprint()
 
 
 def test_accumulation_takes_the_same_examples(corpus: Corpus, tmp_path: Path) -> None:
@@ -122,6 +206,9 @@ def test_schedule() -> None:
     settings = TrainerSettings(max_steps=100, max_minutes=10, learning_rate=1e-2, warmup=0.1, final_learning_rate=0.1)
     assert settings.progress(50, 8) == 0.5  # the clock has no say where the steps are given
     assert settings.progress(200, 0) == 1.0
+    assert [settings.windows_per_pass(context) for context in (4096, 5000, 10**6)] == [4, 3, 1]
+    assert TrainerSettings(max_steps=1, batch_bases=100, accumulate=3).bases_per_step(30) == 270
+    assert TrainerSettings(max_steps=1, batch_bases=100, accumulate=3).bases_per_step(400) == 1200
     assert [settings.is_over(*at) for at in ((99, 9.9), (100, 1), (50, 10))] == [False, True, True]
     assert TrainerSettings(max_minutes=10).progress(50, 8) == 0.8
     assert settings.learning_rate_at(0.0) == 0.0
@@ -131,33 +218,151 @@ def test_schedule() -> None:
     assert settings.learning_rate_at(1.0) == pytest.approx(1e-3)
 
 
+def test_first_step_trains_and_the_last_ends_the_schedule(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(warmup=0.5, final_learning_rate=0.1)
+    _, _, rows = run(corpus, tmp_path / "run", settings)
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates[:7] == pytest.approx([3e-3 * share / 6 for share in (1, 2, 3, 4, 5, 6)] + [rates[6]])
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    assert rates[-1] == pytest.approx(3e-4)
+
+
+def test_time_limit_that_cuts_a_schedule_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.warns(GenosparseWarning, match=r"ended training at step \d+ of trainer\.max_steps=1000000"):
+        run(corpus, tmp_path / "cut", make_settings(max_steps=10**6, max_minutes=0.005, checkpoint_every=100))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", GenosparseWarning)
+        run(corpus, tmp_path / "whole", make_settings(max_steps=2, max_minutes=10))
+
+
+def test_window_longer_than_a_pass_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.warns(GenosparseWarning, match=r"trainer\.batch_bases=63 is less .* data\.context=64"):
+        _, result, _ = run(corpus, tmp_path / "run", make_settings(max_steps=2, batch_bases=63, accumulate=2))
+    assert result.bases == 2 * 2 * 64
+
+
+def test_loss_is_weighted_by_the_soft_mask(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    (tmp_path / "ref.fa").write_text(f">one\n{''.join(random.choice(list('ACGTacgt'), 3000))}\n")
+    corpus, encoder = open_corpus(tmp_path / "ref.fa"), make_encoder()
+    with torch.no_grad():
+        encoder.head.linear.weight.normal_()
+    examples = MaskedWindows(corpus, MaskingSettings(soft_mask_weight=0.1), seed=1)
+    tokens, classes, weights = (torch.stack(parts) for parts in zip(*(examples[at] for at in range(4)), strict=True))
+    with torch.no_grad():
+        log_probs = encoder.base_logits(tokens).log_softmax(-1).double()
+    total = sum(
+        -float(weights[row, site]) * float(log_probs[row, site, classes[row, site]])
+        for row, site in (classes >= 0).nonzero().tolist()
+    )
+    _, _, rows = run(corpus, tmp_path / "run", make_settings(max_steps=1, batch_bases=256), encoder, examples=examples)
+    assert float(rows[0]["loss"]) == pytest.approx(total / float(weights.sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("clip, expected", [(1e-3, 1e-3), (1e3, None), (None, None)])
+def test_gradient_is_clipped(corpus: Corpus, tmp_path: Path, clip: float | None, expected: float | None) -> None:
+    """After one step AdamW's mean of the gradient is (1 - beta1) times the gradient that it was given."""
+    encoder = make_encoder()
+    torch.nn.init.normal_(encoder.head.linear.weight)
+    _, _, rows = run(corpus, tmp_path / "run", make_settings(max_steps=1, clip=clip, beta1=0.5), encoder)
+    norm = float(rows[0]["gradient_norm"])
+    assert norm > 2  # more than the default allows
+    states = torch.load(tmp_path / "run" / "checkpoint.pt")["optimizer"]["state"].values()
+    given = math.sqrt(sum(float(state["exp_avg"].square().sum()) for state in states)) / 0.5
+    assert given == pytest.approx(norm if expected is None else expected, rel=1e-3)
+
+
+def test_matrices_of_the_blocks_alone_decay(corpus: Corpus, tmp_path: Path) -> None:
+    weights = []
+    for decay in (0.0, 1.0):
+        encoder, _, _ = run(corpus, tmp_path / f"{decay}", make_settings(max_steps=1, weight_decay=decay))
+        weights.append(encoder.state_dict())
+    changed = {name for name in weights[0] if not weights[0][name].equal(weights[1][name])}
+    matrices = ("qkv", "attention_out", "mlp_in", "mlp_out")
+    assert changed == {f"blocks.{layer}.{name}.weight" for layer in (0, 1) for name in matrices}
+
+
+def test_validation_looks_at_so_many_bases(corpus: Corpus, tmp_path: Path) -> None:
+    encoder, _, rows = run(
+        corpus, tmp_path / "run", make_settings(max_steps=1, validate_every=1, validation_bases=3 * 64 + 63)
+    )
+    held_out = HeldOut(corpus, 0)
+    three, all_of_them = (evaluate(encoder, held_out, batch_windows=8, most_windows=most) for most in (3, None))
+    assert float(rows[0]["val_loss"]) == pytest.approx(three["loss"], rel=1e-6)
+    assert three["loss"] != pytest.approx(all_of_them["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_are_of_the_precision_asked_for(corpus: Corpus, tmp_path: Path, precision: str) -> None:
+    encoder, seen = make_encoder(), set()
+    encoder.blocks[0].mlp_out.register_forward_hook(
+        lambda module, inputs, output: seen.add((module.training, output.dtype))
+    )
+    run(corpus, tmp_path / "run", make_settings(max_steps=1, validate_every=1), encoder, precision)
+    dtype = getattr(torch, precision)
+    assert seen == {(True, dtype), (False, dtype)}
+    assert encoder.blocks[0].mlp_out.weight.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
-    "values, message",
+    "changes, message",
     [
-        ({}, "both null"),
-        ({"max_steps": -1}, r"trainer\.max_steps=-1"),
-        ({"max_steps": 5, "batch_bases": 0}, r"trainer\.batch_bases=0"),
-        ({"max_steps": 5, "learning_rate": "fast"}, r"trainer\.learning_rate=fast"),
-        ({"max_minutes": math.nan}, r"trainer\.max_minutes=nan"),
+        ({"max_steps": None}, "both null"),
+        ({"max_steps": -1}, r"trainer\.max_steps=-1: expected a whole number of at least 0"),
+        ({"max_steps": "5"}, r"trainer\.max_steps='5'"),
+        ({"max_steps": True}, r"trainer\.max_steps=True"),
+        ({"batch_bases": 0}, r"trainer\.batch_bases=0: expected a whole number of at least 1"),
+        ({"batch_bases": 2.5}, r"trainer\.batch_bases=2\.5"),
+        ({"learning_rate": "fast"}, r"trainer\.learning_rate='fast'"),
+        ({"learning_rate": None}, r"trainer\.learning_rate=None"),
+        ({"weight_decay": True}, r"trainer\.weight_decay=True"),
+        ({"max_minutes": math.nan}, r"trainer\.max_minutes=nan: expected a finite number of at least 0"),
+        ({"max_minutes": math.inf}, r"trainer\.max_minutes=inf"),
+        ({"workers": None}, r"trainer\.workers=None"),
+        ({"beta1": 1.0}, r"trainer\.beta1=1\.0: expected a finite number of at least 0 and below 1"),
+        ({"beta2": 1}, r"trainer\.beta2=1"),
+        ({"clip": 0}, r"trainer\.clip=0: expected a finite number above 0"),
+        ({"clip": math.inf}, r"trainer\.clip=inf"),
+        ({"activation_checkpointing": "off"}, r"trainer\.activation_checkpointing='off': expected true or false"),
+        ({"activation_checkpointing": None}, r"trainer\.activation_checkpointing=None"),
     ],
 )
-def test_settings_that_cannot_be_are_named(values: dict[str, object], message: str) -> None:
+def test_settings_that_cannot_be_are_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        TrainerSettings(**values)  # type: ignore[arg-type]  # wrong on purpose
+        make_settings(**changes)
 
 
-def test_divergence_stops_the_run_and_keeps_the_checkpoint(corpus: Corpus, tmp_path: Path) -> None:
+def test_settings_at_their_bounds() -> None:
+    make_settings(max_steps=0, max_minutes=0, beta1=0, beta2=0.999, clip=None, learning_rate=1, warmup=0, workers=0)
+
+
+@pytest.mark.parametrize("at", ["loss", "gradient's norm"])
+def test_divergence_stops_the_run_and_keeps_weights_and_checkpoint(corpus: Corpus, tmp_path: Path, at: str) -> None:
     run(corpus, tmp_path / "run", make_settings(max_steps=3))
     before = (tmp_path / "run" / "checkpoint.pt").read_bytes()
     broken = make_encoder()
 
     def poison(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-        return output * torch.nan
+        if at == "loss":
+            return output * torch.nan
+        output.register_hook(lambda gradient: gradient * torch.nan)  # the backward pass alone
+        return output
 
     broken.head.register_forward_hook(poison)
-    with pytest.raises(GenosparseError, match="loss of step 4 is nan"):
-        run(corpus, tmp_path / "run", make_settings(), broken)
+    with pytest.raises(GenosparseError, match=f"{at} of step 4 is nan"):
+        run(corpus, tmp_path / "run", make_settings(validate_every=100), broken)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
+    assert all(weight.isfinite().all() for weight in broken.parameters())
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
+def test_several_processes_are_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """As torchrun, accelerate launch and mpirun start them."""
+    monkeypatch.setenv(variable, "2")
+    with pytest.raises(ConfigError, match=r"launched as 2 processes; expected one process for now"):
+        run(corpus, tmp_path / "run", make_settings())
 
 
 def test_damaged_checkpoint_is_named(corpus: Corpus, tmp_path: Path) -> None:
@@ -166,3 +371,12 @@ def test_damaged_checkpoint_is_named(corpus: Corpus, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ModelFormatError, match=r"checkpoint\.pt is damaged"):
         run(corpus, tmp_path / "run", make_settings())
+
+
+def test_lack_of_memory_is_not_called_damage(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(corpus, tmp_path / "run", make_settings(max_steps=3))
+    for kind in (MemoryError, torch.OutOfMemoryError):
+        encoder = make_encoder()
+        monkeypatch.setattr(encoder, "load_state_dict", lambda state, kind=kind: (_ for _ in ()).throw(kind("full")))
+        with pytest.raises(kind, match="full"):
+            run(corpus, tmp_path / "run", make_settings(), encoder)

@@ -64,8 +64,19 @@ def test_soft_mask_turns_with_the_strand_and_weighs_less() -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [{"rate": 0}, {"rate": 1.5}, {"mask_share": 0.8, "random_share": 0.3}, {"soft_mask_weight": -1}]
+    "values, message",
+    [
+        ({"rate": 0}, r"rate=0: expected a finite number above 0 and at most 1"),
+        ({"rate": 1.5}, r"rate=1\.5"),
+        ({"rate": None}, r"rate=None"),
+        ({"rate": True}, r"rate=True"),
+        ({"mask_share": "0.8"}, r"mask_share='0\.8'"),
+        ({"mask_share": 0.8, "random_share": 0.3}, r"mask_share=0\.8 and data\.masking\.random_share=0\.3"),
+        ({"soft_mask_weight": -1}, r"soft_mask_weight=-1: expected a finite number of at least 0 and at most 1"),
+        ({"soft_mask_weight": float("nan")}, r"soft_mask_weight=nan"),
+        ({"reverse_complement": "off"}, r"reverse_complement='off': expected true or false"),
+    ],
 )
-def test_shares_that_cannot_be_are_named(values: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=r"data\.masking\.\w+="):
-        MaskingSettings(**values)  # type: ignore[arg-type]  # all are floats
+def test_settings_that_cannot_be_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data\.masking\.{message}"):
+        MaskingSettings(**values)  # type: ignore[arg-type]  # wrong on purpose
