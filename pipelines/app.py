@@ -321,7 +321,7 @@ def _launch(name: str, task: Callable[[DictConfig], None], paths: Collection[str
         except (TypeError, ValueError) as error:  # of Hydra's, over a command line; a job's come as _JobError
             if isinstance(error, GenosparseError | HydraException | OmegaConfBaseException):
                 raise
-            raise ConfigError(" ".join(str(error).split())) from error
+            raise ConfigError(f"{' '.join(str(error).split())}, in {' '.join(overrides)}") from error
 
 
 @contextlib.contextmanager
