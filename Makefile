@@ -37,7 +37,7 @@ test: lint
 	$(BIN)/pytest -n 2
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	OMP_NUM_THREADS=2 $(BIN)/pytest -m slow
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from genosparse.errors import ConfigError, GenosparseWarning, IntervalError
+from genosparse.errors import ConfigError, GenosparseWarning, IntervalError, ModelFormatError
 from genosparse.intervals import ContigMatcher, Interval, contig_not_found
 from genosparse.tokenizers import PAD, N, NucleotideTokenizer
 
@@ -95,6 +95,7 @@ def embed(
         ConfigError: ``layer``, ``pool`` or ``batch_bases`` is out of its range.
         ContigNotFoundError: A contig is not in the genome.
         IntervalError: An interval reaches past the end of its contig or is longer than the encoder takes.
+        ModelFormatError: The encoder's hidden states are no finite numbers.
     """
     check_arguments(encoder, layer, pool, batch_bases)
     intervals = list(intervals)
@@ -113,6 +114,11 @@ def embed(
             for forward, reverse in zip(rows, other, strict=True):
                 forward += reverse
                 forward *= 0.5
+    empty = int(np.isnan(embedding[:, 0]).sum())
+    if empty and pool == "mean":
+        warnings.warn(
+            f"{empty} of {len(embedding)} embeddings are NaN: all of their bases are N", GenosparseWarning, stacklevel=2
+        )
     return _with_places(intervals, sizes, offsets, embedding)
 
 
@@ -274,6 +280,11 @@ def _pool_hidden(
         hidden = encoder(torch.from_numpy(padded).to(encoder.device), layer=layer)
         for index, sequence in enumerate(tokens):
             visible = torch.from_numpy(sequence != N).to(hidden.device)
+            if not bool(hidden[index, : len(sequence)].sum().isfinite()):
+                raise ModelFormatError(
+                    "the model gives hidden states that are no finite numbers: its weights hold NaN or overflow; train "
+                    "it again, or use precision=float32"
+                )
             _bin_means(hidden[index, : len(sequence)], visible, sizes[index], out[index], flip)
 
 

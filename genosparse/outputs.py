@@ -132,7 +132,8 @@ def open_run(
         run_dir.mkdir(parents=True, exist_ok=True)
         folder = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise OutputError(f"cannot use run_dir={run_dir}: {error.strerror}; pass another run_dir=") from error
+        why = "it is a file" if run_dir.is_file() else error.strerror
+        raise OutputError(f"cannot use run_dir={run_dir}: {why}; pass another run_dir=") from error
     try:
         if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             resumes = _claim(run_dir, wanted, owns, overwrite, inputs)

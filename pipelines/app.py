@@ -284,6 +284,8 @@ def _launch(name: str, task: Callable[[DictConfig], None], paths: Collection[str
     if "--version" in arguments:
         print(f"genosparse {genosparse.__version__}")  # noqa: T201
         return
+    # argparse takes no positionals after an option that follows positionals.
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))
     options = _Parser(parents=[get_args_parser()], add_help=False).parse_args(arguments)
     if options.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun would load a pickle, which can run any code; give the settings instead")

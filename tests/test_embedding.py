@@ -1,5 +1,6 @@
 """Embeddings of intervals: what is pooled, in which order, and that nothing else in the call has a say."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import genosparse.embedding
 from genosparse.attention import SparsePattern
 from genosparse.embedding import Embeddings, embed, embedding_blocks, write_parquet
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
+from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError, ModelFormatError
 from genosparse.intervals import Interval
 from genosparse.readers import Genome
 from genosparse.tokenizers import NucleotideTokenizer
@@ -109,10 +110,19 @@ def test_n_is_not_pooled(encoder: Encoder, genome: Genome) -> None:
     assert np.isnan(bins).all(1).tolist() == [False, True, True, False]
     np.testing.assert_allclose(bins[3], hidden[30:35].mean(0), atol=1e-5)
     only_n = Interval("chr1", 100, 120)
-    for pool, rows in (("mean", 1), ("base", 20)):
-        found = embed(encoder, genome, [only_n], pool=pool, both_strands=True).embedding
-        assert found.shape == (rows, D_MODEL)
-        assert np.isnan(found).all()
+    with pytest.warns(GenosparseWarning, match="1 of 1 embeddings are NaN: all of their bases are N"):
+        assert np.isnan(embed(encoder, genome, [only_n], both_strands=True).embedding).all()
+    found = embed(encoder, genome, [only_n], pool="base", both_strands=True).embedding
+    assert found.shape == (20, D_MODEL)
+    assert np.isnan(found).all()
+
+
+def test_model_of_nan_is_refused(encoder: Encoder, genome: Genome) -> None:
+    broken = copy.deepcopy(encoder)
+    with torch.no_grad():
+        broken.blocks[0].mlp_out.weight[0, 0] = torch.nan
+    with pytest.raises(ModelFormatError, match="weights hold NaN"):
+        embed(broken, genome, [Interval("chr1", 0, 20)])
 
 
 @pytest.mark.parametrize("strand", ["+", "-"])

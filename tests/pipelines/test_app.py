@@ -234,7 +234,7 @@ def test_multirun_over_paths_and_in_a_given_run_folder() -> None:
         "embed-a,model=runs_a_model",
         "embed-b,model=runs_b_model",
     ]
-    _, configs = run("-m", *MANDATORY, "layer=1,2", "run_dir=sweep")
+    _, configs = run(*MANDATORY, "-m", "layer=1,2", "run_dir=sweep")  # -m may stand anywhere
     assert [config.run_dir for config in configs] == ["sweep/layer=1", "sweep/layer=2"]
     _, configs = run("-m", *MANDATORY, "seed=1,2", "run_dir=choice(x,y)")
     assert [config.run_dir for config in configs] == ["x", "y", "x", "y"]
