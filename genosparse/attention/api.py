@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import math
+import os
 from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
+from genosparse.attention.flex import flex_attention
 from genosparse.attention.ops import attention, pack_pattern
 from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
@@ -14,9 +18,11 @@ from genosparse.errors import PatternError
 
 __all__ = ["BACKENDS", "MAX_HEAD_DIM", "sparse_attention"]
 
-BACKENDS = ("auto", "cpu", "cpu-aten", "reference")
+BACKENDS = ("auto", "triton", "cpu", "cpu-aten", "flex", "reference")
 
 MAX_HEAD_DIM = 256
+MAX_TRITON_HEAD_DIM = 128
+MAX_TRITON_LENGTH = 1 << 29  # its positions are int32, and so are sums of two
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -76,33 +82,80 @@ def sparse_attention(
             blocks of 64 keys, padded with -1.
         scale: Of the scores; ``D ** -0.5`` when None.
         return_lse: Return the natural-log sum of the exponentials of each row's scores too.
-        backend: ``"auto"`` takes the best for the device; ``"cpu"``, the best that the processor has;
-            ``"cpu-aten"``, torch's own operators; ``"reference"``, dense float64. A backend asked for by name never
-            falls back to another.
+        backend: ``"auto"`` takes ``"triton"`` on CUDA, else ``"cpu"``. ``"triton"``: the block-sparse kernels, on
+            CUDA or, with ``TRITON_INTERPRET=1`` in the environment, in Triton's interpreter; ``"cpu"``: the best that
+            the processor has; ``"cpu-aten"``: torch's own operators; ``"flex"``: torch's FlexAttention, a rival to
+            compare with at moderate lengths; ``"reference"``: dense float64. A backend asked for by name never falls
+            back to another.
 
     Returns:
         ``out`` ``[B, H, N, D]`` in q's dtype, or ``(out, lse)`` with lse float32 ``[B, H, N]`` (float64 for float64
         input), without gradient; -inf in rows with no key.
 
     Raises:
-        PatternError: Shapes, dtypes or devices do not fit together, or the pattern names no pair.
+        PatternError: Shapes, dtypes or devices do not fit together, the pattern names no pair, or the backend cannot
+            serve the call.
     """
     _validate(q, k, v, pattern, key_mask, extra_blocks)
-    if backend not in BACKENDS:
-        raise PatternError(f"backend={backend!r} is not known; expected one of {', '.join(BACKENDS)}")
-    if backend != "reference" and q.device.type != "cpu":
-        raise PatternError(
-            f"backend={backend!r} runs on the CPU and q is on {q.device}; move the tensors, or use backend='reference'"
-        )
+    backend = _choose(backend, q, k, pattern)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
+    if not math.isfinite(scale):
+        raise PatternError(f"scale={scale}: expected a finite number, or None for head size ** -0.5")
     if backend == "reference":
         out, lse = reference_attention(
             q, k, v, pattern, key_mask=key_mask, extra_blocks=extra_blocks, scale=scale
         )  # fmt: skip
         out, lse = out.to(q.dtype), lse.detach().to(_lse_dtype(q.dtype))
+    elif backend == "flex":
+        out, lse = flex_attention(q, k, v, pattern, key_mask=key_mask, extra_blocks=extra_blocks, scale=scale)
+        lse = lse.detach()
     else:
-        out, lse = attention(q, k, v, pack_pattern(pattern), scale, key_mask, extra_blocks)
+        out, lse = attention(q, k, v, pack_pattern(pattern), scale, key_mask, extra_blocks, backend)
     return (out, lse) if return_lse else out
+
+
+def _choose(backend: str, q: Tensor, k: Tensor, pattern: SparsePattern) -> str:
+    """The one backend to call, or an error that says why the one asked for cannot serve."""
+    if backend not in BACKENDS:
+        raise PatternError(f"backend={backend!r} is not known; expected one of {', '.join(BACKENDS)}")
+    device = q.device.type
+    if backend == "auto":
+        backend = "triton" if device == "cuda" else "cpu"
+    if backend in ("cpu", "cpu-aten"):
+        if device != "cpu":
+            raise PatternError(
+                f"backend={backend!r} runs on the CPU and q is on {q.device}; move the tensors, or use "
+                "backend='triton' on CUDA, backend='reference' elsewhere"
+            )
+        return "cpu-aten"
+    if backend == "triton":
+        _require_triton(q, k.shape[1], pattern)
+    return backend
+
+
+def _require_triton(q: Tensor, num_kv_heads: int, pattern: SparsePattern) -> None:
+    if importlib.util.find_spec("triton") is None:
+        raise PatternError("backend='triton' needs the package triton, which is not installed; pip install triton")
+    if q.device.type != "cuda" and not (q.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise PatternError(
+            f"backend='triton' runs on CUDA and q is on {q.device}; move the tensors, use backend='cpu', or set "
+            "TRITON_INTERPRET=1 before the start to run the kernels in Triton's interpreter (slowly)"
+        )
+    if q.dtype == torch.float64:
+        raise PatternError(
+            "backend='triton' computes in float32, float16 or bfloat16, and q is float64; convert q, k and v, or use "
+            "backend='reference'"
+        )
+    if q.shape[3] > MAX_TRITON_HEAD_DIM:
+        raise PatternError(
+            f"backend='triton' takes head sizes up to {MAX_TRITON_HEAD_DIM} and q has {q.shape[3]}; use more heads, or "
+            "another backend"
+        )
+    most = min(MAX_TRITON_LENGTH, (1 << 31) // num_kv_heads - 1) if pattern.stagger else MAX_TRITON_LENGTH
+    if q.shape[2] > most:
+        raise PatternError(
+            f"backend='triton' takes at most {most:,} positions and q has {q.shape[2]:,}; cut the sequence"
+        )
 
 
 def _lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -158,6 +211,8 @@ def _validate_extra_blocks(extra_blocks: Tensor, num_kv_heads: int, length: int,
             f"extra_blocks is {extra_blocks.dtype} {tuple(extra_blocks.shape)} on {extra_blocks.device}: expected "
             f"torch.int32 ({num_kv_heads} or 1, {num_blocks}, most) on {device}, blocks of {TABLE_BLOCK} keys"
         )
+    if torch.compiler.is_compiling():
+        return  # a graph cannot turn on values
     if extra_blocks.numel() and (int(extra_blocks.min()) < -1 or int(extra_blocks.max()) >= num_blocks):
         raise PatternError(
             f"extra_blocks names blocks {int(extra_blocks.min())} to {int(extra_blocks.max())}: expected 0 to "

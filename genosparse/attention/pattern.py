@@ -171,6 +171,110 @@ class SparsePattern:
             drawn[:, : draw + 1] = drawn[:, : draw + 1].sort(dim=1).values
         return torch.where(drawn == absent, -1, drawn).to(torch.int32)
 
+    def num_pairs(self, length: int, num_kv_heads: int = 1, *, extra_blocks: Tensor | None = None) -> int:
+        """Pairs of a query and a key, summed over the KV heads; arguments as ``key_counts`` has them."""
+        return int(self.key_counts(length, num_kv_heads, extra_blocks=extra_blocks).sum())
+
+    def key_counts(self, length: int, num_kv_heads: int = 1, *, extra_blocks: Tensor | None = None) -> Tensor:
+        """How many keys each query attends to, each pair once however many rules name it.
+
+        A query's keys are the columns and, besides those, a few intervals made disjoint: time and memory go with
+        ``length`` times the random and extra blocks of a query, not with the pairs.
+
+        Args:
+            length: Positions of the sequence.
+            num_kv_heads: KV heads, whose columns differ when staggered.
+            extra_blocks: Further key blocks, int32 ``[num_kv_heads or 1, ceil(length / 64), most]``, padded with -1.
+
+        Returns:
+            int64 ``[num_kv_heads, length]``.
+
+        Raises:
+            PatternError: ``extra_blocks`` has another shape.
+        """
+        starts, ends, cell = self._table_intervals(length, num_kv_heads, extra_blocks)
+        position = torch.arange(length)
+        visible = position + 1 if self.causal else torch.full_like(position, length)  # keys [0, visible)
+        low, high = self._window_interval(position, visible)
+        num_global = min(self.num_global_positions, length)
+        counts: dict[tuple[int, int], Tensor] = {}  # heads of the same columns and table have the same counts
+        heads = [
+            (phase, head % len(starts)) for head, phase in enumerate(self.phases(num_kv_heads) or [0] * num_kv_heads)
+        ]
+        for phase, table in dict.fromkeys(heads):
+            besides = self._besides_columns(length, phase)
+            count = visible - besides[visible]
+            count += besides[visible.clamp(max=num_global)]
+            count += besides[high] - besides[low]
+            for start, end in zip(starts[table].unbind(1), ends[table].unbind(1), strict=True):
+                start, end = start[cell], end[cell].minimum(visible)
+                # What is left of the interval before the window and after it.
+                count += (besides[end.minimum(low)] - besides[start]).clamp_(min=0)
+                count += (besides[end] - besides[start.maximum(high)]).clamp_(min=0)
+            counts[phase, table] = torch.where(position < num_global, visible, count)
+        return torch.stack([counts[head] for head in heads])
+
+    def _besides_columns(self, length: int, phase: int) -> Tensor:
+        """How many positions below x are in no column, for each x from 0 to ``length``."""
+        position = torch.arange(length + 1)
+        if self.stride is None:
+            return position
+        beyond = length + 1  # blocks and strides longer than the sequence are all alike, and might not fit int64
+        size, period = min(self.block_size, beyond), min(self.stride * self.block_size, beyond)
+        partial = (position % period - min(phase * self.block_size, beyond)).clamp_(0, size)
+        return position - position // period * size - partial
+
+    def _window_interval(self, position: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """The visible keys of each position's window that follow the global keys: [low, high), low >= num_global."""
+        length = len(position)
+        low = torch.full_like(position, min(self.num_global_positions, length))
+        if self.window is None:
+            return low, low
+        size, reach = min(self.block_size, length + 1), min(self.window, length)
+        block = position // size
+        low = low.maximum((block - reach) * size)
+        return low, ((block + reach + 1) * size).minimum(visible).maximum(low)
+
+    def _table_intervals(
+        self, length: int, num_kv_heads: int, extra_blocks: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The random and extra blocks as disjoint intervals of the keys that follow the global keys.
+
+        Returns:
+            Starts and ends, int64 ``[num_kv_heads or 1, cells, intervals]``, and each position's cell: the positions
+            of a cell share their block in every table.
+        """
+        tables = []
+        if self.num_random_blocks:
+            tables.append((min(self.random_block_size, length + 1), self.random_blocks(length).long()[None]))
+        if extra_blocks is not None:
+            _check_table(extra_blocks, length, num_kv_heads)
+            tables.append((TABLE_BLOCK, extra_blocks.cpu().long()))
+        bounds = [torch.arange(0, length, size) for size, _ in tables]
+        first = torch.cat([torch.arange(min(length, 1)), *bounds]).unique()
+        cell = torch.repeat_interleave(first.diff(append=torch.tensor([length])))
+        num_tables = max((len(table) for _, table in tables), default=1)
+        starts = [torch.empty(num_tables, len(first), 0, dtype=torch.int64)]
+        ends = [starts[0]]
+        for size, table in tables:
+            blocks = table[:, first // size].expand(num_tables, -1, -1)
+            starts.append(torch.where(blocks < 0, length, blocks * size))
+            ends.append((starts[-1] + size).clamp_(max=length))
+        start, order = torch.cat(starts, dim=2).sort(dim=2)
+        end = torch.cat(ends, dim=2).gather(2, order)
+        # Each interval keeps what neither the global keys nor the intervals before it have.
+        taken = end.cummax(dim=2).values if end.shape[2] else end
+        start[..., 1:] = start[..., 1:].maximum(taken[..., :-1])
+        start.clamp_(min=min(self.num_global_positions, length))
+        return start, end.maximum(start), cell
+
+
+def _check_table(extra_blocks: Tensor, length: int, num_kv_heads: int) -> None:
+    num_blocks = -(-length // TABLE_BLOCK)
+    shape = tuple(extra_blocks.shape)
+    if len(shape) != 3 or shape[0] not in (1, num_kv_heads) or shape[1] != num_blocks:
+        raise PatternError(f"extra_blocks is {shape}: expected ({num_kv_heads} or 1, {num_blocks}, most)")
+
 
 def _splitmix64(seed: int, block: Tensor, draw: int) -> Tensor:
     """Mix (seed, block, draw) into int64 values in [0, 2**31): the upper bits of splitmix64 chained over the three."""

@@ -1,6 +1,7 @@
 """The parts of the encoder.
 
-Legend: B batch, N positions (global tokens included), C channels, H query heads, G KV heads, D head size.
+Legend: B batch, N positions (global tokens included), C channels, H query heads, G KV heads, D head size, P pairs of
+channels (D / 2).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from genosparse.attention import SparsePattern, sparse_attention
 from genosparse.encoder.config import EncoderConfig
 from genosparse.tokenizers import MASK
 
-__all__ = ["BaseHead", "Block", "RMSNorm", "TokenEmbedding", "rotary_angles"]
+__all__ = ["BaseHead", "Block", "RMSNorm", "TokenEmbedding", "rotary_angles", "rotary_turns"]
 
 # Positions that a position-wise layer takes at a time when no gradient is wanted: a million positions through the
 # SwiGLU at once would be several times the size of the hidden states.
@@ -49,19 +50,32 @@ def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device
 
     The angles are taken in float64: in float32 they are off by 0.03 rad at a million positions.
     """
-    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     turns = torch.empty(length, head_dim // 2, dtype=torch.complex64)
     for start in range(0, length, _CHUNK):
         end = min(start + _CHUNK, length)
-        angles = torch.outer(torch.arange(start, end, dtype=torch.float64), frequencies)
-        turns[start:end] = torch.polar(torch.ones_like(angles), angles)
+        position = torch.arange(start, end, dtype=torch.float64)
+        turns[start:end] = torch.view_as_complex(rotary_turns(position, head_dim, theta))
     return turns.to(device)
 
 
-def _rotate(x_BNHD: Tensor, rotary_ND: Tensor) -> Tensor:
+def rotary_turns(position_N: Tensor, head_dim: int, theta: float) -> Tensor:
+    """Cosine and sine of each position's angles, float32 ``[N, D / 2, 2]``; positions in float64."""
+    frequencies = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64, device=position_N.device) / head_dim)
+    angles = torch.outer(position_N, frequencies)
+    return torch.stack((angles.cos(), angles.sin()), dim=-1).float()
+
+
+def _rotate(x_BNHD: Tensor, rotary_NP2: Tensor) -> Tensor:
     """Rotate the pairs (2d, 2d + 1) of each head by its position's angles; float32 out."""
-    pairs = torch.view_as_complex(x_BNHD.float().unflatten(-1, (-1, 2)).contiguous())
-    return torch.view_as_real(pairs * rotary_ND[:, None]).flatten(-2)
+    pairs = x_BNHD.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        # The same arithmetic spelled out: compilers fuse it, and fuse no complex numbers.
+        x, y = pairs.unbind(-1)
+        cosine, sine = rotary_NP2[:, None].unbind(-1)
+        return torch.stack((x * cosine - y * sine, x * sine + y * cosine), dim=-1).flatten(-2)
+    # One pass over memory, a third of what the products and sums take one by one.
+    turned = torch.view_as_complex(pairs.contiguous()) * torch.view_as_complex(rotary_NP2)[:, None]
+    return torch.view_as_real(turned).flatten(-2)
 
 
 class _Normalize(torch.autograd.Function):
@@ -70,9 +84,11 @@ class _Normalize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         size = x.shape[-1]
-        inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / size).add_(eps).rsqrt_()
-        out = torch.empty_like(x, dtype=dtype)
-        torch.mul(x, inverse, out=out)
+        inverse = (torch.linalg.vector_norm(x, dim=-1, keepdim=True).square() / size + eps).rsqrt()
+        if torch.compiler.is_compiling():
+            out = (x * inverse).to(dtype)  # an export may trace this with gradients on, where out= is refused
+        else:
+            out = torch.mul(x, inverse, out=torch.empty_like(x, dtype=dtype))
         ctx.save_for_backward(out, inverse)
         return out
 
@@ -102,7 +118,7 @@ class _SwiGLU(torch.autograd.Function):
         result = torch.empty_like(gate_and_value)
         grad_gate, grad_value = result.chunk(2, dim=-1)
         torch.ops.aten.silu_backward.grad_input(grad * value, gate, grad_input=grad_gate)
-        torch.mul(grad, functional.silu(gate), out=grad_value)
+        functional.silu(grad_value.copy_(gate), inplace=True).mul_(grad)
         return result
 
 
@@ -146,8 +162,8 @@ class Block(nn.Module):
             # Each block adds two terms to the residual stream: keep their sum's variance near one at any depth.
             nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.num_layers) ** -0.5)
 
-    def forward(self, x_BNC: Tensor, rotary_ND: Tensor, key_mask_BN: Tensor) -> Tensor:
-        q, k, v = _along_sequence(self._project, x_BNC, rotary_ND[None])
+    def forward(self, x_BNC: Tensor, rotary_NP2: Tensor, key_mask_BN: Tensor) -> Tensor:
+        q, k, v = _along_sequence(self._project, x_BNC, rotary_NP2[None])
         mixed = sparse_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.pattern, key_mask=key_mask_BN
         )
@@ -155,10 +171,10 @@ class Block(nn.Module):
         (out,) = _along_sequence(self._finish, x_BNC, mixed.transpose(1, 2))
         return out
 
-    def _project(self, x_BNC: Tensor, rotary_1ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, x_BNC: Tensor, rotary_1NP2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         normed = self.attention_norm(x_BNC, dtype=_autocast_dtype(x_BNC))
         qk, v = self.qkv(normed).unflatten(-1, (-1, self.head_dim)).split([sum(self.heads[:2]), self.heads[2]], dim=2)
-        qk = _rotate(qk, rotary_1ND[0])
+        qk = _rotate(qk, rotary_1NP2[0])
         # The CPU's attention computes in float32 whatever it is given: spare it the way there and back.
         dtype = torch.float32 if x_BNC.device.type == "cpu" else v.dtype
         q, k = qk.to(dtype).split(self.heads[:2], dim=2)
@@ -171,9 +187,12 @@ class Block(nn.Module):
 
 
 def _along_sequence(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply a position-wise function to [B or 1, N, ...], in chunks of positions when no gradient is wanted."""
+    """Apply a position-wise function to [B or 1, N, ...], in chunks of positions when no gradient is wanted.
+
+    While a graph is traced the function is applied to the whole: chunks would fix their number, and so the length.
+    """
     length = inputs[0].shape[1]
-    if torch.is_grad_enabled() or length <= _CHUNK:
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or length <= _CHUNK:
         return function(*inputs)
     results: tuple[Tensor, ...] = ()
     for start in range(0, length, _CHUNK):

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from genosparse.encoder import checkpoints
 from genosparse.encoder.config import EncoderConfig
-from genosparse.encoder.layers import BaseHead, Block, RMSNorm, TokenEmbedding, rotary_angles
+from genosparse.encoder.layers import BaseHead, Block, RMSNorm, TokenEmbedding, rotary_angles, rotary_turns
 from genosparse.errors import ConfigError, SequenceError
 from genosparse.tokenizers import MASK, PAD, N
 
@@ -57,6 +57,9 @@ class Encoder(nn.Module):
     def forward(self, tokens: Tensor, *, layer: int = -1) -> Tensor:
         """Hidden states of the bases.
 
+        Traces in one graph for any length, under ``torch.compile`` and ``torch.export``; a graph checks the length,
+        not the ids, and takes all positions at once where eager takes long sequences in pieces.
+
         Args:
             tokens: Token ids ``[B, N]``, any integer type; shorter rows are padded with PAD at the end.
             layer: 0, the input embedding; ``l``, the output of block ``l``; -1, the last after the final norm.
@@ -77,10 +80,10 @@ class Encoder(nn.Module):
         hidden = self.embedding(tokens)
         if layer == 0:
             return hidden
-        front = self.global_tokens.expand(len(tokens), -1, -1)
+        front = self.global_tokens.expand(tokens.shape[0], -1, -1)
         visible = (tokens != PAD) & (tokens != N)
         hidden = torch.cat([front, hidden], dim=1)
-        key_mask = torch.cat([visible.new_ones(len(tokens), num_global), visible], dim=1)
+        key_mask = torch.cat([visible.new_ones(tokens.shape[0], num_global), visible], dim=1)
         rotary = self._rotary_angles(hidden.shape[1])
         for block in self.blocks[: layer if layer > 0 else None]:
             if self.activation_checkpointing and torch.is_grad_enabled():
@@ -147,15 +150,21 @@ class Encoder(nn.Module):
                 f"a sequence of {tokens.shape[1]:,} bases is longer than the model's max_length of "
                 f"{self.config.max_length:,}; cut it into shorter pieces, or use a model made for longer ones"
             )
+        if torch.compiler.is_compiling():
+            return  # a graph cannot turn on values
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high > MASK:
             raise SequenceError(f"token id {low if low < 0 else high}: expected 0 to 15 (nt16 codes) or {MASK} (MASK)")
 
     def _rotary_angles(self, length: int) -> Tensor:
-        """The turns of the first ``length`` positions, kept from call to call."""
+        """Cosines and sines of the first ``length`` positions, kept from call to call."""
+        head_dim, theta = self.config.head_dim, self.config.rope_theta
+        if torch.compiler.is_compiling():
+            # A part of the graph, so that it serves any length; a kept tensor would be a constant of this one.
+            return rotary_turns(torch.arange(length, dtype=torch.float64, device=self.device), head_dim, theta)
         if self._rotary is None or len(self._rotary) < length or self._rotary.device != self.device:
             with torch.inference_mode(False):
-                self._rotary = rotary_angles(length, self.config.head_dim, self.config.rope_theta, self.device)
+                self._rotary = torch.view_as_real(rotary_angles(length, head_dim, theta, self.device))
         return self._rotary[:length]
 
     def __getstate__(self) -> dict[str, Any]:

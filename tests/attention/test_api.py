@@ -1,5 +1,10 @@
 """The door: what it refuses, and what it promises of its results."""
 
+import math
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -58,7 +63,48 @@ def test_named_cpu_backend_does_not_run_elsewhere() -> None:
         sparse_attention(**moved, pattern=PATTERN, backend="cpu")
 
 
-@pytest.mark.parametrize("backend", ["auto", "cpu", "cpu-aten", "reference"])
+TRITON_ERRORS = """
+import torch
+from genosparse.attention import SparsePattern, sparse_attention
+for q in (torch.zeros(1, 1, 8, 16), torch.zeros(1, 1, 8, 16, device="meta")):
+    try:
+        sparse_attention(q, q, q, SparsePattern(window=1), backend="triton")
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_triton_without_cuda_names_the_interpreter() -> None:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("TRITON_INTERPRET", None)
+    run = subprocess.run(
+        [sys.executable, "-c", TRITON_ERRORS], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = run.stdout.splitlines()
+    assert len(lines) == 2
+    assert all("set TRITON_INTERPRET=1 before the start" in line and "use backend='cpu'" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({name: torch.zeros(2, 2, 70, 8, dtype=torch.float64) for name in "qkv"}, "q is float64"),
+        ({name: torch.zeros(2, 2, 70, 136) for name in "qkv"}, "head sizes up to 128 and q has 136"),
+        ({name: torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 30, 1) for name in "qkv"}, "at most 536,870,912 positions"),
+    ],
+)
+def test_triton_refuses_what_it_cannot_do(changes: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(PatternError, match=message):
+        sparse_attention(**tensors(**changes), pattern=PATTERN, backend="triton")
+
+
+@pytest.mark.parametrize("scale", [math.inf, math.nan])
+def test_scale_must_be_finite(scale: float) -> None:
+    with pytest.raises(PatternError, match="finite"):
+        sparse_attention(**tensors(), pattern=PATTERN, scale=scale)
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", "cpu", "cpu-aten", "flex", "reference"])
 def test_dtypes_and_gradient_of_the_results(backend: str) -> None:
     values = {name: tensor.bfloat16().requires_grad_() for name, tensor in tensors().items()}
     out, lse = sparse_attention(**values, pattern=PATTERN, return_lse=True, backend=backend)
@@ -96,7 +142,9 @@ def test_operator_is_registered_as_torch_wants_it() -> None:
     from genosparse.attention.ops import attention, pack_pattern
 
     q, k, v = (tensor.requires_grad_() for tensor in tensors().values())
-    torch.library.opcheck(attention, (q, k, v, pack_pattern(SparsePattern(window=3, stride=9)), 0.3, None, None))
+    torch.library.opcheck(
+        attention, (q, k, v, pack_pattern(SparsePattern(window=3, stride=9)), 0.3, None, None, "cpu-aten")
+    )
 
 
 def test_gradcheck() -> None:

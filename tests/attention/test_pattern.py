@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from problems import Problem, problems
 
 from genosparse.attention import SparsePattern
 from genosparse.attention.reference import attended_pairs
@@ -84,6 +86,61 @@ def test_random_blocks_never_change() -> None:
 
 
 FROZEN_DRAWS = [[181, 357, 744], [364, 760, 946], [263, 299, 922]]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(problems(head_dims=(1,)))
+def test_key_counts_are_those_of_the_attended_pairs(problem: Problem) -> None:
+    pattern, (_, k, _), masks = problem
+    num_kv_heads, length, extra_blocks = k.shape[1], k.shape[2], masks["extra_blocks"]
+    expected = attended_pairs(pattern, length, num_kv_heads, extra_blocks=extra_blocks)[0].sum(dim=-1)
+    counts = pattern.key_counts(length, num_kv_heads, extra_blocks=extra_blocks)
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts, expected)
+    assert pattern.num_pairs(length, num_kv_heads, extra_blocks=extra_blocks) == int(expected.sum())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_key_counts_where_every_rule_overlaps(causal: bool) -> None:
+    """Blocks of 48 (window, columns, random) across blocks of 64 (extra), named twice, and global blocks in them."""
+    pattern = SparsePattern(
+        window=1, stride=5, stagger=True, num_global=2, num_random_blocks=4, causal=causal, block_size=48, seed=3
+    )
+    extra_blocks = torch.tensor([[[0, 7, 7, 6]] * 16, [[15, -1, 0, 1]] * 16], dtype=torch.int32)
+    expected = attended_pairs(pattern, 1000, 2, extra_blocks=extra_blocks)[0].sum(dim=-1)
+    assert torch.equal(pattern.key_counts(1000, 2, extra_blocks=extra_blocks), expected)
+
+
+def test_num_pairs_at_a_million_positions() -> None:
+    """Window 512 and columns every 1,024 of N = 1,048,576.
+
+    1,024 columns, and a window of 1,025 keys with one column in it: 2,048 keys; a row in the middle between columns
+    has one at each end of its window: 2,047. The window is cut short in the first and last 512 rows: there row i has
+    1,024 + (i + 513) - 1 keys, and the d-th from the end (from 0) 1,024 + (d + 513), where d = 511 still reaches a
+    column.
+    """
+    length, triangle = 1 << 20, 511 * 512 // 2
+    first, last = 512 * 1536 + triangle, 512 * 1537 + triangle - 1
+    middle = (length - 1024) * 2048 - 1023
+    assert SparsePattern(window=512, stride=1024).num_pairs(length) == first + middle + last == 2_147_220_480
+    # With a global token in column 0: its row gains all keys that it lacks, 1,048,576 - 1,536.
+    with_global = SparsePattern(window=512, stride=1024, num_global=1)
+    assert with_global.num_pairs(length, 3) == 3 * (2_147_220_480 + length - 1536)
+
+
+def test_key_counts_of_sizes_beyond_the_sequence_and_beyond_int64() -> None:
+    huge = 1 << 61
+    assert SparsePattern(window=huge).key_counts(5).tolist() == [[5] * 5]
+    assert SparsePattern(window=0, block_size=huge).key_counts(5).tolist() == [[5] * 5]
+    assert SparsePattern(stride=huge, block_size=2, stagger=True).key_counts(5, 2).tolist() == [[2] * 5, [0] * 5]
+    assert SparsePattern(num_random_blocks=2, block_size=huge, causal=True).key_counts(5).tolist() == [[0] * 5]
+    assert SparsePattern(num_global=huge, block_size=huge, causal=True).key_counts(3).tolist() == [[1, 2, 3]]
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 1), (2, 3, 1), (2, 1)])
+def test_key_counts_refuse_a_table_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(PatternError, match=r"\(2 or 1, 2, most\)"):
+        SparsePattern(window=1).key_counts(100, 2, extra_blocks=torch.zeros(shape, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(
