@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -13,14 +13,16 @@ from genosparse.outputs import atomic_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-__all__ = ["plot_loss_curve", "plot_score_histogram"]
+__all__ = ["plot_loss_curve", "plot_scaling", "plot_score_histogram"]
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#555555"
 _SMOOTH_POINTS = 50
 _NUM_BINS = 30
+_LEVEL_TICKS = 4  # more labels than these are set aslant
 
 
 def plot_loss_curve(
@@ -94,6 +96,70 @@ def plot_score_histogram(
         axes.legend(frameon=False, title="dashed: median", alignment="left")
 
 
+def plot_scaling(
+    path: str | os.PathLike[str],
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float, float, float]]]],
+    xlabel: str,
+    ylabel: str,
+    *,
+    num_columns: int = 1,
+) -> None:
+    """Draw how costs grow, both axes logarithmic, with the same axes and colours in every panel.
+
+    Args:
+        path: The PNG to write.
+        panels: By the panel's title, then by the curve's name: points ``(x, y, least y, most y)``, ascending in x.
+        xlabel: What x is, and its unit; its values are marked on the axis.
+        ylabel: What y is, and its unit.
+        num_columns: Panels beside one another.
+    """
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    num_columns = max(1, min(num_columns, len(panels)))
+    num_rows = max(1, -(-len(panels) // num_columns))
+    with _figure(path, size=(max(7, 4.2 * num_columns), 0.6 + 3.6 * num_rows)) as figure:
+        grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
+        for index, axes in enumerate(grid.flat):
+            axes.set_visible(index < len(panels))
+        for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+            _style(axes)
+            axes.set_title(title, fontsize=10)
+            for name, points in curves.items():
+                x, y, least, most = _floats(points).reshape(-1, 4).T
+                number = names.index(name)
+                marker = "osD^vP"[number % 6]
+                axes.errorbar(
+                    x,
+                    y,
+                    (y - least, most - y),
+                    color=_COLORS[number % len(_COLORS)],
+                    linewidth=1.5,
+                    marker=marker,
+                    markersize=4,
+                    capsize=2,
+                    label=name,
+                )
+        ticks = sorted({point[0] for curves in panels.values() for points in curves.values() for point in points})
+        for axes in grid.flat:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+            axes.set_xticks([], minor=True)
+            axes.tick_params(axis="both", labelsize=9)
+            if len(ticks) > _LEVEL_TICKS:
+                for label in axes.get_xticklabels():
+                    label.set(rotation=30, horizontalalignment="right", rotation_mode="anchor")
+        figure.supxlabel(xlabel, fontsize=10)
+        figure.supylabel(ylabel, fontsize=10)
+        handles = {line.get_label(): line for axes in grid.flat for line in axes.containers}
+        figure.legend(
+            [handles[name] for name in names],
+            names,
+            loc="outside upper center",
+            ncols=max(1, len(names)),
+            frameon=False,
+        )
+
+
 def _floats(values: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(values, np.float64).reshape(-1)
 
@@ -101,18 +167,29 @@ def _floats(values: ArrayLike) -> NDArray[np.float64]:
 @contextmanager
 def _axes(path: str | os.PathLike[str]) -> Iterator["Axes"]:
     """Give one pair of axes to draw on, and write the figure when that is done."""
+    with _figure(path, size=(7, 4.2)) as figure:
+        axes = figure.add_subplot()
+        _style(axes)
+        yield axes
+
+
+@contextmanager
+def _figure(path: str | os.PathLike[str], *, size: tuple[float, float]) -> Iterator["Figure"]:
+    """Give a figure of a size in inches to draw on, and write it when that is done."""
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     # The user's own matplotlib settings would change the picture; pyplot would keep it in memory.
     with matplotlib.style.context("default", after_reset=True):
-        figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
-        axes.set_axisbelow(True)
-        yield axes
+        yield figure
         with atomic_output(path) as partial:
             figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _style(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.set_axisbelow(True)

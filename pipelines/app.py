@@ -132,10 +132,15 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
 
-def setup(config: DictConfig) -> Runtime:
+def setup(config: DictConfig, *, prefer_cuda: bool = False) -> Runtime:
     """Apply ``device``, ``threads``, ``precision`` and ``seed`` of a config to torch.
 
-    This version computes on the CPU alone. ``precision=auto`` is float32; ``pretrain`` has its own rule.
+    ``precision=auto`` is float32; ``pretrain`` has its own rule.
+
+    Args:
+        config: The settings.
+        prefer_cuda: Whether ``device=auto`` is CUDA where there is one; else it is the CPU. The kernels have not been
+            run on a GPU yet, so that pipelines whose results people keep ask to be told.
 
     Raises:
         ConfigError: A value cannot be used, or the device that was asked for is not there.
@@ -144,13 +149,29 @@ def setup(config: DictConfig) -> Runtime:
 
     seed = integer(config, "seed", minimum=0, maximum=2**63 - 1)
     precision = choice(config, "precision", ("auto", "float32", "bfloat16"))
-    if config.device not in ("auto", "cpu"):
-        raise ConfigError(f"device={config.device}: this version has CPU kernels alone; pass device=cpu or auto")
-    device = torch.device("cpu")
+    device = _device(str(config.device), prefer_cuda)
     if config.threads is not None:
         torch.set_num_threads(integer(config, "threads", minimum=1, maximum=4096))
     torch.manual_seed(seed)
     return Runtime(device, torch.get_num_threads(), "float32" if precision == "auto" else precision, seed)
+
+
+def _device(name: str, prefer_cuda: bool) -> "torch.device":
+    import torch
+
+    if name == "cpu" or (name == "auto" and not (prefer_cuda and torch.cuda.is_available())):
+        return torch.device("cpu")
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", name)
+    if match is None:
+        raise ConfigError(f"device={name} is unknown; choose one of auto, cpu, cuda, cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = int(match[1] or 0)
+    if index >= count:
+        seen = f"CUDA devices 0 to {count - 1}" if count else "no CUDA device"
+        raise ConfigError(f"device={name}: torch sees {seen} on this machine; pass device=cpu, or one that is there")
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)  # kernels are launched on the current one
+    return device
 
 
 def integer(config: DictConfig, key: str, *, minimum: int | None = None, maximum: int | None = None) -> int:

@@ -168,7 +168,9 @@ def _read_genomes(
 
 
 def _training_precision(config: DictConfig, runtime: app.Runtime) -> str:
-    """``auto`` trains in bfloat16 where the processor multiplies it natively."""
+    """``auto`` trains in bfloat16 where the processor or the GPU multiplies it natively."""
+    if config.precision == "auto" and runtime.device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     # Older torch does not tell; float32 is right everywhere.
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     if config.precision == "auto" and capabilities.get("avx512_bf16"):

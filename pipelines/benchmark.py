@@ -1,0 +1,169 @@
+"""``genosparse benchmark``: speed on this machine, suite by suite."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import genosparse
+from genosparse.attention import SparsePattern
+from genosparse.benchmarking.attention import AttentionSuite
+from genosparse.benchmarking.kernels import KernelSuite
+from genosparse.benchmarking.machine import describe_machine
+from genosparse.benchmarking.results import Journal, Row, read_results, write_results
+from genosparse.benchmarking.suites import Suite
+from genosparse.benchmarking.tuning import TuningSuite
+from genosparse.errors import ConfigError
+from genosparse.loggers import LOGGERS, open_logger
+from genosparse.outputs import holds_run, open_run
+from genosparse.pipelines import app
+from genosparse.progress import progress
+
+__all__ = ["main"]
+
+RESULTS = "results.json"
+JOURNAL = "finished.jsonl"
+_OWNED = (RESULTS, JOURNAL, "attention.png", "configurations.json", "kernels.md", "wandb", "wandb-id")
+_MAX_LENGTH = 1 << 24
+
+
+@app.pipeline("benchmark", paths=("run_dir",))
+def main(config: DictConfig) -> None:
+    """Measure a suite unit by unit into ``run_dir``, then write and print its tables."""
+    name = app.choice(config, "suite", _SUITES)
+    make, keys = _SUITES[name]
+    _refuse_other_settings(name, keys)
+    app.choice(config, "logger", LOGGERS)
+    overwrite = app.flag(config, "overwrite")
+    runtime = app.setup(config, prefer_cuda=True)
+    suite = make(config, runtime)
+    run_dir = Path(app.path(config, "run_dir"))
+
+    machine = describe_machine(runtime.device)
+    settings = suite.settings
+    identity = {
+        "pipeline": "benchmark",
+        "version": genosparse.__version__,
+        "suite": name,
+        "seed": runtime.seed,
+        "machine": machine,
+        "settings": settings,
+    }
+    if not overwrite and holds_run(run_dir, identity) and (run_dir / RESULTS).exists():
+        (run_dir / JOURNAL).unlink(missing_ok=True)  # of a run killed after its last output
+        print(suite.table(read_results(run_dir / RESULTS)))  # noqa: T201
+        print(f"\n{run_dir / RESULTS} is there already, made by these settings; overwrite=true measures anew")  # noqa: T201
+        return
+    with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite):
+        rows = _measure(suite, run_dir)
+        written = suite.write(run_dir, rows)
+        write_results(run_dir / RESULTS, name, machine, settings, rows)
+        with open_logger(config.logger, run_dir=run_dir, name=config.name, config=app.as_dict(config)) as logger:
+            for step, row in enumerate(rows):
+                logger.log(step, {key: value for key, value in row.items() if value is not None})
+            logger.summarize({"rows": len(rows), "machine": machine})
+        (run_dir / JOURNAL).unlink()
+    print("\n".join([_describe(machine), "", suite.table(rows), "", *map(str, [run_dir / RESULTS, *written])]))  # noqa: T201
+
+
+def _measure(suite: Suite, run_dir: Path) -> list[Row]:
+    """Do the units that are not in the run's journal yet; return the rows of all."""
+    journal = Journal(run_dir / JOURNAL)
+    units = suite.units()
+    done = sum(unit.weight for unit in units if unit.name in journal.units)
+    rows: list[Row] = []
+    try:
+        with progress("measuring", sum(unit.weight for unit in units), initial=round(done)) as bar:
+            for unit in units:
+                if unit.name not in journal.units:
+                    bar.advance(0, at=unit.name)
+                    journal.add(unit.name, suite.measure(unit, rows))
+                    bar.advance(unit.weight)
+                rows += journal.units[unit.name]
+    except KeyboardInterrupt:
+        raise app.Interrupted(signal.SIGINT, _STOPPED) from None
+    except app.Interrupted as stop:
+        raise app.Interrupted(stop.signal_number, _STOPPED) from None
+    return rows
+
+
+_STOPPED = "stopped; the same command goes on from what is finished"
+
+
+def _attention(config: DictConfig, runtime: app.Runtime) -> Suite:
+    suite = AttentionSuite(
+        pattern=SparsePattern.from_dict(app.as_dict(config.pattern)),
+        lengths=_integers(config, "lengths", maximum=_MAX_LENGTH),
+        dtypes=_names(config, "dtypes") or ("float32", "bfloat16"),
+        modes=_names(config, "modes"),
+        batch=app.integer(config, "batch", minimum=1, maximum=1 << 16),
+        heads=app.integer(config, "heads", minimum=1, maximum=1 << 16),
+        kv_heads=app.integer(config, "kv_heads", minimum=1, maximum=1 << 16),
+        head_dim=app.integer(config, "head_dim", minimum=1),
+        rivals=_names(config, "rivals"),
+        repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
+        max_seconds=app.number(config, "max_seconds", minimum=0),
+        device=runtime.device,
+    )
+    if not app.flag(config, "tune"):
+        return suite
+    if not (app.is_given("name") or app.is_given("run_dir")):
+        config.name = f"{config.name}-tuning"
+    return TuningSuite(suite)
+
+
+def _kernels(config: DictConfig, runtime: app.Runtime) -> Suite:
+    return KernelSuite(
+        archs=_integers(config, "archs"),
+        head_dims=_integers(config, "head_dims"),
+        dtypes=_names(config, "dtypes") or ("bfloat16",),
+    )
+
+
+# By name: how to make a suite of a config, and the settings that it reads besides those of every pipeline.
+_SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, ...]]] = {
+    "attention": (
+        _attention,
+        (
+            "lengths", "dtypes", "modes", "batch", "heads", "kv_heads", "head_dim", "pattern", "rivals", "repeats",
+            "max_seconds", "tune",
+        ),
+    ),
+    "kernels": (_kernels, ("archs", "head_dims", "dtypes")),
+}  # fmt: skip
+
+
+def _refuse_other_settings(name: str, keys: tuple[str, ...]) -> None:
+    """Raise when the command line gives a setting that the suite does not read."""
+    if app.is_given("precision"):
+        raise ConfigError("precision= is of models; give dtypes=, as dtypes=[float32,bfloat16]")
+    for _, others in _SUITES.values():
+        for key in others:
+            if key not in keys and app.is_given(key):
+                raise ConfigError(f"suite={name} does not use {key}=; it takes {', '.join(f'{key}=' for key in keys)}")
+
+
+def _integers(config: DictConfig, key: str, *, maximum: int | None = None) -> tuple[int, ...]:
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, ListConfig):
+        return (app.integer(config, key, minimum=1, maximum=maximum),)
+    return tuple(app.integer(config, f"{key}[{index}]", minimum=1, maximum=maximum) for index in range(len(value)))
+
+
+def _names(config: DictConfig, key: str) -> tuple[str, ...]:
+    value = OmegaConf.select(config, key)
+    values = list(value) if isinstance(value, ListConfig) else [] if value is None else [value]
+    return tuple(map(str, values))
+
+
+def _describe(machine: dict[str, Any]) -> str:
+    where = f"{machine['processor']}, {machine['threads']} threads"
+    versions = f"torch {machine['torch']}, triton {machine['triton'] or 'absent'}"
+    return f"{machine['gpu'] or where}; {versions}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
