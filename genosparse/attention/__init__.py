@@ -1,7 +1,7 @@
 """Sparse attention over long sequences. Knows torch, and nothing of genomics.
 
-``pattern`` says who attends to whom, ``api`` is the door, ``reference`` the dense float64 truth, ``cpu`` the backend,
-``ops`` what torch is told about it.
+``pattern`` says who attends to whom, ``api`` is the door, ``reference`` the dense float64 truth, ``cpu`` and ``triton``
+are the backends, ``flex`` a rival to them, ``ops`` is what torch is told about it all.
 """
 
 from genosparse.attention.api import BACKENDS, MAX_HEAD_DIM, sparse_attention

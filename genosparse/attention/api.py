@@ -10,7 +10,6 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from genosparse.attention.flex import flex_attention
 from genosparse.attention.ops import attention, pack_pattern
 from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
@@ -22,6 +21,7 @@ BACKENDS = ("auto", "triton", "cpu", "cpu-aten", "flex", "reference")
 
 MAX_HEAD_DIM = 256
 MAX_TRITON_HEAD_DIM = 128
+MAX_TRITON_BATCH = 65_535  # an axis of CUDA's grids
 MAX_TRITON_LENGTH = 1 << 29  # its positions are int32, and so are sums of two
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -107,6 +107,8 @@ def sparse_attention(
         )  # fmt: skip
         out, lse = out.to(q.dtype), lse.detach().to(_lse_dtype(q.dtype))
     elif backend == "flex":
+        from genosparse.attention.flex import flex_attention  # its torch modules take a while to import
+
         out, lse = flex_attention(q, k, v, pattern, key_mask=key_mask, extra_blocks=extra_blocks, scale=scale)
         lse = lse.detach()
     else:
@@ -150,6 +152,11 @@ def _require_triton(q: Tensor, num_kv_heads: int, pattern: SparsePattern) -> Non
         raise PatternError(
             f"backend='triton' takes head sizes up to {MAX_TRITON_HEAD_DIM} and q has {q.shape[3]}; use more heads, or "
             "another backend"
+        )
+    if q.shape[0] > MAX_TRITON_BATCH:
+        raise PatternError(
+            f"backend='triton' takes at most {MAX_TRITON_BATCH:,} sequences at once and q has {q.shape[0]:,}; cut the "
+            "batch"
         )
     most = min(MAX_TRITON_LENGTH, (1 << 31) // num_kv_heads - 1) if pattern.stagger else MAX_TRITON_LENGTH
     if q.shape[2] > most:

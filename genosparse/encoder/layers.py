@@ -162,7 +162,7 @@ class Block(nn.Module):
             # Each block adds two terms to the residual stream: keep their sum's variance near one at any depth.
             nn.init.normal_(layer.weight, std=(layer.in_features * 2 * config.num_layers) ** -0.5)
 
-    def forward(self, x_BNC: Tensor, rotary_NP2: Tensor, key_mask_BN: Tensor) -> Tensor:
+    def forward(self, x_BNC: Tensor, rotary_NP2: Tensor, key_mask_BN: Tensor | None) -> Tensor:
         q, k, v = _along_sequence(self._project, x_BNC, rotary_NP2[None])
         mixed = sparse_attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.pattern, key_mask=key_mask_BN

@@ -83,7 +83,9 @@ class Encoder(nn.Module):
         front = self.global_tokens.expand(tokens.shape[0], -1, -1)
         visible = (tokens != PAD) & (tokens != N)
         hidden = torch.cat([front, hidden], dim=1)
-        key_mask = torch.cat([visible.new_ones(tokens.shape[0], num_global), visible], dim=1)
+        key_mask: Tensor | None = torch.cat([visible.new_ones(tokens.shape[0], num_global), visible], dim=1)
+        if not torch.compiler.is_compiling() and bool(visible.all()):
+            key_mask = None  # which spares every layer the look at it
         rotary = self._rotary_angles(hidden.shape[1])
         for block in self.blocks[: layer if layer > 0 else None]:
             if self.activation_checkpointing and torch.is_grad_enabled():

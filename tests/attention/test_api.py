@@ -91,6 +91,7 @@ def test_triton_without_cuda_names_the_interpreter() -> None:
         ({name: torch.zeros(2, 2, 70, 8, dtype=torch.float64) for name in "qkv"}, "q is float64"),
         ({name: torch.zeros(2, 2, 70, 136) for name in "qkv"}, "head sizes up to 128 and q has 136"),
         ({name: torch.zeros(1, 1, 1, 1).expand(1, 1, 1 << 30, 1) for name in "qkv"}, "at most 536,870,912 positions"),
+        ({name: torch.zeros(1, 1, 1, 1).expand(1 << 16, 1, 1, 1) for name in "qkv"}, "at most 65,535 sequences"),
     ],
 )
 def test_triton_refuses_what_it_cannot_do(changes: dict[str, torch.Tensor], message: str) -> None:

@@ -60,7 +60,7 @@ def _forward_kernel(
     row_max = tl.full([BLOCK_M], LOWEST, tl.float32)
     row_sum = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for MASKED in tl.static_range(2):
+    for MASKED in tl.static_range(2):  # full tiles, then those that need mask arithmetic: a loop for each
         for tile in range(num_masked if MASKED else num_full):
             key, rule, low, high = tiles.tile_keys(
                 tile, plan, end, rules, entry_ptr, STRIDED, HAS_TABLE, BLOCK_SIZE, BLOCK_N, MASKED
