@@ -47,14 +47,15 @@ class Configuration:
         block_n: Keys of a tile.
         num_warps: Warps of 32 threads per program.
         num_stages: Tiles in flight between device and shared memory.
-        max_registers: Per thread, as the assembler is told; left to itself it may spill a few to fit more programs.
+        max_registers: Per thread, as the assembler is told; None leaves the choice to it. Left to itself it may spill a
+            few to fit more programs; told, it may spill others: what does neither is found by compiling.
     """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
-    max_registers: int = 255
+    max_registers: int | None = None
 
     def __post_init__(self) -> None:
         for name, least, is_power in (
@@ -65,6 +66,8 @@ class Configuration:
             ("max_registers", 32, False),
         ):
             value = getattr(self, name)
+            if name == "max_registers" and value is None:
+                continue
             if not isinstance(value, int) or value < least or (is_power and value & (value - 1)):
                 kind = "a power of 2" if is_power else "a whole number"
                 raise PatternError(f"{name}={value!r} of a kernel configuration: expected {kind} from {least} on")
