@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 from typing import Literal, overload
 
@@ -21,8 +20,9 @@ BACKENDS = ("auto", "triton", "cpu", "cpu-aten", "flex", "reference")
 
 MAX_HEAD_DIM = 256
 MAX_TRITON_HEAD_DIM = 128
-MAX_TRITON_BATCH = 65_535  # an axis of CUDA's grids
+MAX_TRITON_GRID = 65_535  # an axis of CUDA's grids
 MAX_TRITON_LENGTH = 1 << 29  # its positions are int32, and so are sums of two
+_LARGEST_SCALE = 1e30  # of what float32 holds, with room for the scores
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -99,8 +99,10 @@ def sparse_attention(
     _validate(q, k, v, pattern, key_mask, extra_blocks)
     backend = _choose(backend, q, k, pattern)
     scale = q.shape[3] ** -0.5 if scale is None else float(scale)
-    if not math.isfinite(scale):
-        raise PatternError(f"scale={scale}: expected a finite number, or None for head size ** -0.5")
+    if not abs(scale) <= _LARGEST_SCALE:
+        raise PatternError(
+            f"scale={scale}: expected a finite number up to {_LARGEST_SCALE:g}, or None for head size ** -0.5"
+        )
     if backend == "reference":
         out, lse = reference_attention(
             q, k, v, pattern, key_mask=key_mask, extra_blocks=extra_blocks, scale=scale
@@ -153,11 +155,9 @@ def _require_triton(q: Tensor, num_kv_heads: int, pattern: SparsePattern) -> Non
             f"backend='triton' takes head sizes up to {MAX_TRITON_HEAD_DIM} and q has {q.shape[3]}; use more heads, or "
             "another backend"
         )
-    if q.shape[0] > MAX_TRITON_BATCH:
-        raise PatternError(
-            f"backend='triton' takes at most {MAX_TRITON_BATCH:,} sequences at once and q has {q.shape[0]:,}; cut the "
-            "batch"
-        )
+    for size, what in ((q.shape[0], "sequences"), (q.shape[1], "query heads")):
+        if size > MAX_TRITON_GRID:
+            raise PatternError(f"backend='triton' takes at most {MAX_TRITON_GRID:,} {what} at once and q has {size:,}")
     most = min(MAX_TRITON_LENGTH, (1 << 31) // num_kv_heads - 1) if pattern.stagger else MAX_TRITON_LENGTH
     if q.shape[2] > most:
         raise PatternError(

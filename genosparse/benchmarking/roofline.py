@@ -26,7 +26,6 @@ _Positions = NDArray[np.int64]
 # Matrix products per tile; the kernels of the backward pass each make the scores and the gradient of the weights again.
 _PRODUCTS = {"forward": 2, "backward_prepare": 0, "backward_dq": 3, "backward_dkv_window": 4, "backward_dkv_columns": 4}
 _LSE_BYTES = 4
-_MAX_GROUP = 16  # most query heads that the kernels put side by side in a tile
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +113,9 @@ def predict(
         num_heads: Query heads H, times the batch.
         num_kv_heads: KV heads, times the batch.
     """
-    from genosparse.attention.triton.configurations import padded_head_dim
+    from genosparse.attention.triton.configurations import group_size, padded_head_dim
 
-    shared = num_heads // num_kv_heads
-    group = next(size for size in range(min(shared, _MAX_GROUP), 0, -1) if shared % size == 0)
+    group = group_size(num_heads // num_kv_heads)
     tiles = num_heads // group * executed_tiles(kernel, pattern, length, configuration, group)
     pairs = float(tiles) * configuration.block_m * configuration.block_n
     flops = 2.0 * _PRODUCTS[kernel] * padded_head_dim(head_dim) * pairs

@@ -7,7 +7,7 @@ its longest length. One that does not fit the GPU, or whose result is not that o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -226,9 +226,10 @@ def _key(row: Row) -> Key:
 def _configuration(row: Row) -> Configuration:
     from genosparse.attention.triton.configurations import Configuration
 
-    return Configuration(row["block_m"], row["block_n"], row["num_warps"], row["num_stages"])
+    return Configuration(**{field.name: row[field.name] for field in fields(Configuration)})
 
 
 def _describe(configuration: Configuration) -> str:
     tile = f"{configuration.block_m}x{configuration.block_n}"
-    return f"{tile}, {configuration.num_warps}, {configuration.num_stages}"
+    told = f", {configuration.max_registers}" if configuration.max_registers else ""
+    return f"{tile}, {configuration.num_warps}, {configuration.num_stages}{told}"

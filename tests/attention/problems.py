@@ -48,7 +48,7 @@ def problems(draw: st.DrawFn, lengths: Sequence[int] = LENGTHS, head_dims: Seque
         key_mask = torch.rand(batch, length) < draw(st.sampled_from([0.0, 0.05, 0.5, 0.95]))
     if pattern.is_empty or draw(st.booleans()):
         blocks = math.ceil(length / 64)
-        heads, most = draw(st.sampled_from([1, num_kv_heads])), draw(st.sampled_from([1, 3]))
+        heads, most = draw(st.sampled_from([1, num_kv_heads])), draw(st.sampled_from([0, 1, 3]))
         extra_blocks = torch.randint(-1, blocks, (heads, blocks, most), dtype=torch.int32)
     return pattern, tensors, {"key_mask": key_mask, "extra_blocks": extra_blocks}
 

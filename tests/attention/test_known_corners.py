@@ -20,7 +20,7 @@ from transformers import BigBirdConfig, LongformerConfig, MistralConfig, Mistral
 from transformers.models.big_bird.modeling_big_bird import BigBirdBlockSparseAttention, BigBirdModel
 from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
 
-BACKENDS = ["cpu", "triton"]
+BACKENDS = ["cpu"] if torch.cuda.is_available() else ["cpu", "triton"]  # the kernels, in the interpreter
 
 HEADS, HEAD_DIM, BLOCK = 4, 8, 64
 HIDDEN = HEADS * HEAD_DIM

@@ -44,6 +44,8 @@ def test_the_fastest_that_ran_is_chosen() -> None:
     assert rows[3]["note"] == "out of resource: shared memory"
     assert (rows[3]["seconds"], rows[3]["repeats"]) == (None, None)
     assert choose([]) == {}
+    capped = Configuration(64, 64, 4, 2, max_registers=168)
+    assert choose([timed(KEY, capped, 1.0)]) == {KEY: capped}
 
 
 @pytest.mark.parametrize("arch", [80, 90, 120])

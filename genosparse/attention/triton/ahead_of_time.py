@@ -24,11 +24,9 @@ from genosparse.attention.triton.tables import ENTRIES_PER_ITEM
 from genosparse.attention.triton.tiles import NOT_SPECIALIZED
 from genosparse.errors import PatternError
 
-__all__ = ["ARCHS", "SHARED_BYTES", "VARIANTS", "CompiledKernel", "compile_kernel", "compile_kernels"]
+__all__ = ["ARCHS", "VARIANTS", "CompiledKernel", "compile_kernel", "compile_kernels"]
 
 ARCHS = (80, 90, 100)
-# Most shared memory that one program can have.
-SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 
 _KERNELS: dict[str, tuple[Any, str]] = {  # function, and the kernel whose configuration it takes
     "forward": (forward._forward_kernel, "forward"),
@@ -55,6 +53,7 @@ _PLAIN = {
 # What a pattern and a call can switch on, beside the plain window and stride.
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
+    "no stride": {"STRIDED": False},
     "key_mask": {"HAS_KEY_MASK": True},
     "causal": {"CAUSAL": True},
     "group 2": {"GROUP": 2},

@@ -25,6 +25,7 @@ __all__ = [
     "Key",
     "candidates",
     "find_configuration",
+    "group_size",
     "load_table",
     "override",
     "padded_head_dim",
@@ -142,6 +143,11 @@ def override(configurations: Mapping[str, Configuration]) -> Iterator[None]:
 def padded_head_dim(head_dim: int) -> int:
     """The power of 2 that the kernels pad a head size to, at least 16: matrix instructions know no others."""
     return max(16, 1 << (head_dim - 1).bit_length())
+
+
+def group_size(num_shared: int) -> int:
+    """How many of the query heads that read one KV head share a tile: the largest divisor of their number up to 16."""
+    return next(size for size in range(min(num_shared, 16), 0, -1) if num_shared % size == 0)
 
 
 def candidates(key: Key) -> list[Configuration]:

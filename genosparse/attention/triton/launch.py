@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from genosparse.attention.pattern import SparsePattern
-from genosparse.attention.triton.configurations import Configuration, find_configuration, padded_head_dim
+from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
+from genosparse.attention.triton.configurations import (
+    Configuration,
+    find_configuration,
+    group_size,
+    padded_head_dim,
+)
 from genosparse.attention.triton.tables import ENTRIES_PER_ITEM, Table, make_table
 
 __all__ = ["Problem"]
 
 _LOG2_E = 1.4426950408889634
-_MAX_GROUP = 16  # most query heads that share a tile
 _INTERPRETED = bool(triton.knobs.runtime.interpret)  # what the kernels were decorated under
 
 
@@ -48,11 +53,13 @@ class Problem:
     ) -> Problem:
         """Take the arguments of a call."""
         q_, k_, v_ = (_prepare(x) for x in (q, k, v))
+        # All positions are in the first block of a longer one too, and int32 holds it.
+        pattern = replace(pattern, block_size=min(pattern.block_size, max(q.shape[2], TABLE_BLOCK)))
         return cls(q_, k_, v_, pattern, scale, key_mask, extra_blocks, q.dtype)
 
     def __post_init__(self) -> None:
         shared = self.num_heads // self.k.shape[1]
-        self.group = next(size for size in range(min(shared, _MAX_GROUP), 0, -1) if shared % size == 0)
+        self.group = group_size(shared)
         self.kv_repeat = shared // self.group
 
     @property
@@ -122,11 +129,12 @@ class Problem:
         """Programs to share one tile's loop, so that the device is full: four per multiprocessor."""
         programs = num_tiles * self.num_groups * self.q.shape[0]
         wanted = triton.cdiv(4 * _num_multiprocessors(self.q.device), programs)
-        return max(1, min(wanted, triton.cdiv(num_positions, 256)))
+        share = triton.cdiv(num_positions, max(1, min(wanted, triton.cdiv(num_positions, 256))))
+        return triton.cdiv(num_positions, share)  # none of them empty
 
     def table(self, kernel: str, *, by: str) -> Table | None:
         """The random and extra blocks as entries by tile of queries or of keys; None where there are none."""
-        if not self.pattern.num_random_blocks and self.extra_blocks is None:
+        if not self.pattern.num_random_blocks and (self.extra_blocks is None or not self.extra_blocks.shape[2]):
             return None
         return make_table(
             self.pattern,
@@ -182,8 +190,9 @@ class Problem:
             "v_ptr": self.v,
             "key_mask_ptr": self.q if self.key_mask is None else self.key_mask.contiguous().view(torch.uint8),
             "scale": self.scale,
-            # A scale of 0 would make NaN of scores of -inf; this small one makes the same weights.
-            "scale_log2": (self.scale or 1e-30) * _LOG2_E,
+            # A scale of 0, or one that float32 rounds to 0, would make NaN of scores of -inf: a small one makes the
+            # same weights.
+            "scale_log2": math.copysign(max(abs(self.scale), 1e-30), self.scale) * _LOG2_E,
             "length": length,
             "window": window,
             "num_global": self.num_global,

@@ -5,7 +5,8 @@ of queries and one of keys. Entries are disjoint, so that blocks named twice, or
 count once; they stand in the order of the tiles of queries (for the forward pass and dq) or of keys (for dk and dv).
 A popular block of keys may have any number of entries: for dk and dv they are cut into items of a bounded number.
 
-Everything is made on the device of the blocks without waiting for it: sizes depend on shapes alone.
+Everything but the cuts of the queries is made on the device of the blocks, and sizes depend on shapes alone, so that no
+result has to be waited for.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def make_table(
     return _make_table(pattern, length, extra_blocks, device, row_unit, key_unit, by)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)  # three for each pattern, length and device in use
 def _random_table(
     pattern: SparsePattern, length: int, device: torch.device, row_unit: int, key_unit: int, by: str
 ) -> Table:
