@@ -76,6 +76,23 @@ def test_backward_operator_is_registered_as_torch_wants_it(masks: tuple[Tensor |
     torch.library.opcheck(attention_backward, arguments)
 
 
+def test_kernels_are_registered_as_torch_wants_it() -> None:
+    """Both operators on the Triton kernels, and a compiled graph around them."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    q, k, v = (x.detach().to(device).requires_grad_() for x in tensors(length=70, dtype=torch.bfloat16))
+    masks = (key_mask(70).to(device), torch.tensor([[[1], [-1]]], dtype=torch.int32, device=device))
+    torch.library.opcheck(attention, (q, k, v, pack_pattern(PATTERN), 0.3, *masks, "triton"))
+
+    def attend(*x: Tensor) -> Tensor:
+        return sparse_attention(*x, PATTERN, key_mask=masks[0], extra_blocks=masks[1], backend="triton")
+
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    out = attend(q, k, v)
+    assert torch.equal(compiled(q, k, v), out)
+    of_graph = torch.autograd.grad(compiled(q, k, v).sum(), (q, k, v))
+    assert all(map(torch.equal, of_graph, torch.autograd.grad(out.sum(), (q, k, v))))
+
+
 def test_gradcheck_with_hidden_keys_extra_blocks_and_rows_without_keys() -> None:
     q, k, v = tensors(length=70, dtype=torch.float64, head_dim=2)
     blocks = torch.tensor([[[1], [-1]], [[0], [1]]], dtype=torch.int32)
