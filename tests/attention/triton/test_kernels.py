@@ -148,7 +148,7 @@ def test_many_query_heads_of_one_kv_head(num_heads: int) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("poisoned")
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(
     problem=problems(lengths=(1, 2, 63, 64, 65, 100, 257), head_dims=(16, 24)),
