@@ -110,7 +110,7 @@ def open_logger(
         run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "genosparse"),
             name=name,
-            dir=str(run_dir),
+            dir=str(run_dir.absolute()),  # WANDB_SERVICE may name a server that another folder's process started
             config=dict(config),
             id=run_id,
             resume="allow",

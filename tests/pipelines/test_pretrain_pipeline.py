@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 
 from genosparse.encoder import Encoder
 from genosparse.pretraining.loop import TIMED_COLUMNS
@@ -140,10 +141,16 @@ def test_no_steps_write_an_untrained_model_and_init_starts_from_one(reference: P
         assert (before - after).abs().max() < 1e-6
 
 
-def test_wandb_offline(reference: Path) -> None:
+@pytest.mark.parametrize("server", ["own", "of another folder"])
+def test_wandb_offline(reference: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_SERVICE", raising=False)
+    env = {**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    if server != "own":
+        wandb.teardown()
+        wandb.setup()  # names its server in WANDB_SERVICE
+        env["WANDB_SERVICE"] = os.environ["WANDB_SERVICE"]
     run = pretrain(
-        reference.parent, "data.genome=ref.fa", *SMALL, "trainer.max_steps=3", "run_dir=out", "logger=wandb",
-        env={**os.environ, "WANDB_MODE": "offline", "WANDB_SILENT": "true"},
+        reference.parent, "data.genome=ref.fa", *SMALL, "trainer.max_steps=3", "run_dir=out", "logger=wandb", env=env
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     (file,) = (reference.parent / "out").glob("wandb/offline-run-*/*.wandb")
