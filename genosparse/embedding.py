@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from genosparse.contigs import ContigMatcher, contig_not_found
 from genosparse.errors import ConfigError, GenosparseWarning, IntervalError, ModelFormatError
-from genosparse.intervals import ContigMatcher, Interval, contig_not_found
+from genosparse.intervals import Interval
 from genosparse.tokenizers import PAD, N, NucleotideTokenizer
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from genosparse.contigs import ContigMatcher
 from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
-from genosparse.intervals import ContigMatcher, Interval
+from genosparse.intervals import Interval
 from genosparse.readers import Genome
 from genosparse.tokenizers import N
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from genosparse.contigs import match_contigs, no_contig_matches
 from genosparse.errors import ConfigError, GenosparseWarning, ModelFormatError
-from genosparse.intervals import Interval, match_contigs, no_contig_matches, position_1based
+from genosparse.intervals import Interval, position_1based
 from genosparse.readers import Genome, Variant
 from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
 from genosparse.variant_effect.statuses import (

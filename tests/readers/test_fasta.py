@@ -2,23 +2,19 @@ import gzip
 import multiprocessing
 import os
 import pickle
-import shutil
-import tempfile
-import warnings
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pysam
 import pytest
 from Bio import SeqIO
 from Bio.Seq import Seq
+from fasta_files import SEQUENCES, fasta_text, random_sequence, write_bgzip
 
 from genosparse.errors import (
     ContigNotFoundError,
     FileFormatError,
     GenosparseError,
-    GenosparseWarning,
     InputFileNotFoundError,
     IntervalError,
     SequenceError,
@@ -26,37 +22,6 @@ from genosparse.errors import (
 from genosparse.intervals import Interval
 from genosparse.readers import Genome
 from genosparse.tokenizers import NucleotideTokenizer
-
-SEQUENCES = {"one": "ACGTNacgtnRYSWKMBDHVuU", "two": "G", "chr3": "ACGTA" * 4}
-
-
-def fasta_text(sequences, width=5, line_end="\n"):
-    lines = []
-    for name, sequence in sequences.items():
-        lines += [f">{name} a description", *(sequence[i : i + width] for i in range(0, len(sequence), width))]
-    return line_end.join([*lines, ""]).encode()
-
-
-def write_bgzip(path, content):
-    with pysam.BGZFile(str(path), "wb") as stream:
-        stream.write(content)
-    return path
-
-
-def random_sequence(length, seed=0):
-    return "".join(np.random.default_rng(seed).choice(list("ACGTNacgt"), length))
-
-
-@pytest.fixture(params=["plain", "bgzip", "crlf", "one line"])
-def small_fasta(request, tmp_path):
-    text = fasta_text(
-        SEQUENCES, width=100 if request.param == "one line" else 5, line_end="\r\n" if request.param == "crlf" else "\n"
-    )
-    path = tmp_path / "small.fa"
-    if request.param == "bgzip":
-        return write_bgzip(path, text)
-    path.write_bytes(text)
-    return path
 
 
 def test_every_interval_of_a_small_genome(small_fasta):
@@ -103,13 +68,6 @@ def test_an_unknown_contig_names_the_one_that_may_be_meant(small_fasta):
         genome.fetch(Interval("3", 0, 1))
     with pytest.raises(ContigNotFoundError, match=r"'x' is not in .* \(it has 'one', 'two', 'chr3'\)"):
         genome.tokens(Interval("x", 0, 1))
-
-
-@pytest.fixture
-def large_bgzip(tmp_path):
-    """Ten blocks of bgzip, lines of 61 bases, two contigs."""
-    sequences = {"a": random_sequence(400_000), "b": random_sequence(200_001, seed=1)}
-    return sequences, write_bgzip(tmp_path / "large.fa.gz", fasta_text(sequences, width=61))
 
 
 def random_intervals(sequences, number, seed=2):
@@ -233,237 +191,6 @@ def test_a_position_beyond_32_bits_is_an_error(tmp_path):
     for start in (2**31 - 10, 2**31 + 10):
         with pytest.raises(IntervalError, match=r"reaches past 2147483647, the last position that can be read"):
             genome.tokens(Interval("a", start, 2**31 + 20))
-
-
-# Indexes.
-
-
-def test_a_missing_index_is_made_as_samtools_makes_it(small_fasta, tmp_path):
-    Genome(small_fasta)
-    made = Path(f"{small_fasta}.fai").read_bytes()
-    (tmp_path / "by_samtools").mkdir()
-    copy = Path(shutil.copy(small_fasta, tmp_path / "by_samtools"))
-    pysam.faidx(str(copy))
-    assert made == Path(f"{copy}.fai").read_bytes()
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_good_index_is_left_alone(small_fasta):
-    Genome(small_fasta)
-    index = Path(f"{small_fasta}.fai")
-    before = index.stat()
-    Genome(small_fasta)
-    assert (index.stat().st_ino, index.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-
-
-def test_an_index_older_than_its_file_is_made_anew(tmp_path):
-    path = tmp_path / "x.fa"
-    path.write_bytes(b">a\nACGT\n")
-    Genome(path)
-    path.write_bytes(b">a\nACGTACGT\n>b\nGG\n")
-    os.utime(f"{path}.fai", (1, 1))
-    with pytest.warns(GenosparseWarning, match=r"the index .*x\.fa\.fai does not fit"):
-        assert Genome(path).contigs == {"a": 8, "b": 2}
-    assert Genome(path).contigs == {"a": 8, "b": 2}
-    # Copying shuffles times: an index that is old and right is no reason for a notice.
-    os.utime(f"{path}.fai", (1, 1))
-    assert Genome(path).contigs == {"a": 8, "b": 2}
-
-
-@pytest.mark.parametrize(
-    "index",
-    [
-        b"",
-        b"a\t4\t3\t4\t5\n",
-        b"a\t3\t3\t3\t4\nb\t2\t11\t2\t3\n",
-        b"a\t4\t3\t4\t5\nc\t2\t11\t2\t3\n",
-        b"a\t4\t3\t4\t5\nb\t2\t1100\t2\t3\n",
-        b"a\t4\t3\t4\t5\nb\t9\t11\t9\t10\n",
-        b"a\t4\t3\t4\nb\t2\t11\t2\t3\n",
-        b"a\tx\t3\t4\t5\n",
-        b"\x00\xff" * 50,
-    ],
-)
-def test_an_index_that_does_not_fit_is_made_anew(tmp_path, index):
-    path = tmp_path / "x.fa"
-    path.write_bytes(b">a\nACGT\n>b\nGG\n")
-    Path(f"{path}.fai").write_bytes(index)
-    with pytest.warns(GenosparseWarning, match="does not fit"):
-        genome = Genome(path)
-    assert genome.contigs == {"a": 4, "b": 2}
-    assert genome.fetch(Interval("b", 0, 2)) == "GG"
-
-
-@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x05" + bytes(7), bytes([1] + [0] * 7 + [9] * 16)])
-def test_a_bgzip_index_that_does_not_fit_is_made_anew(large_bgzip, damage):
-    sequences, path = large_bgzip
-    Genome(path)
-    good = Path(f"{path}.gzi").read_bytes()
-    Path(f"{path}.gzi").write_bytes(damage)
-    assert Genome(path).fetch(Interval("b", 200_000, 200_001)) == sequences["b"][-1]
-    assert Path(f"{path}.gzi").read_bytes() == good
-
-
-def test_a_write_protected_folder_sends_the_index_to_the_cache(small_fasta, cache_home):
-    small_fasta.parent.chmod(0o555)
-    try:
-        for _ in range(2):
-            assert Genome(small_fasta).fetch(Interval("one", 0, 4)) == "ACGT"
-        assert [file.name for file in small_fasta.parent.iterdir()] == ["small.fa"]
-    finally:
-        small_fasta.parent.chmod(0o755)
-    names = [file.name for file in (cache_home / "genosparse" / "fasta").iterdir()]
-    assert sum(name.endswith("-small.fa.fai") for name in names) == 1
-
-
-def _index_as_nobody(path, cache, results):
-    if os.geteuid() == 0:
-        os.setgid(65534)
-        os.setuid(65534)
-    os.environ["XDG_CACHE_HOME"] = cache
-    try:
-        results.put(Genome(path).fetch(Interval("one", 0, 4)))
-    except GenosparseError as error:
-        results.put(f"{type(error).__name__}: {error}")
-
-
-@pytest.fixture
-def open_folder():
-    """A folder that every user can reach, as pytest's own are not, with one inside that others cannot write."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "data").mkdir()
-        (folder / "cache").mkdir()
-        (folder / "cache").chmod(0o777)
-        folder.chmod(0o755)
-        (folder / "data").chmod(0o755 if os.geteuid() == 0 else 0o555)
-        yield folder
-        (folder / "data").chmod(0o755)
-
-
-@pytest.mark.parametrize("cache, expected", [("cache", "ACGT"), ("data", "OutputError: the index of ")])
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_where_the_system_refuses_to_write_the_cache_is_used(open_folder, cache, expected):
-    path = open_folder / "data" / "x.fa"
-    path.parent.chmod(0o755)
-    path.write_bytes(b">one\nACGT\n")
-    path.parent.chmod(0o755 if os.geteuid() == 0 else 0o555)
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    process = context.Process(target=_index_as_nobody, args=(path, str(open_folder / cache), results))
-    process.start()
-    process.join()
-    assert results.get().startswith(expected)
-    assert [file.name for file in path.parent.iterdir()] == ["x.fa"]
-    assert len(list((open_folder / "cache").rglob("*.fai"))) == (cache == "cache")
-
-
-def test_the_cache_tells_files_of_one_name_apart(tmp_path, cache_home):
-    for folder, sequence in (("first", b"AAAA"), ("second", b"CCCC")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "x.fa").write_bytes(b">" + folder.encode() + b"\n" + sequence + b"\n")
-        (tmp_path / folder).chmod(0o555)
-    try:
-        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 4}
-        assert Genome(tmp_path / "second/x.fa").contigs == {"second": 4}
-        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 4}
-        # The same place, another file.
-        (tmp_path / "first/x.fa").write_bytes(b">first\nAAAATT\n")
-        assert Genome(tmp_path / "first/x.fa").contigs == {"first": 6}
-    finally:
-        for folder in ("first", "second"):
-            (tmp_path / folder).chmod(0o755)
-    assert len(list(cache_home.rglob("*.fai"))) == 3
-
-
-def _open_at_once(path, barrier, results):
-    barrier.wait()
-    results.put(Genome(path).fetch(Interval("b", 199_990, 200_001)))
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_processes_that_index_at_once_do_no_harm(large_bgzip):
-    sequences, path = large_bgzip
-    context = multiprocessing.get_context("fork")
-    barrier, results = context.Barrier(6), context.SimpleQueue()
-    processes = [context.Process(target=_open_at_once, args=(path, barrier, results)) for _ in range(6)]
-    for process in processes:
-        process.start()
-    fetched = [results.get() for _ in processes]
-    for process in processes:
-        process.join()
-    assert fetched == [sequences["b"][199_990:]] * 6
-    assert sorted(file.name for file in path.parent.iterdir()) == ["large.fa.gz", "large.fa.gz.fai", "large.fa.gz.gzi"]
-
-
-def test_ordinary_gzip_is_recompressed_once_into_the_cache(tmp_path, cache_home):
-    sequences = {"a": random_sequence(300_000)}
-    path = tmp_path / "x.fa.gz"
-    path.write_bytes(gzip.compress(fasta_text(sequences, 60)))
-    with pytest.warns(GenosparseWarning, match=r"x\.fa\.gz is compressed by ordinary gzip"):
-        genome = Genome(path)
-    assert genome.path == path
-    for again in (genome, Genome(path)):
-        assert again.fetch(Interval("a", 123_456, 234_567)) == sequences["a"][123_456:234_567]
-    assert [file.name for file in tmp_path.iterdir()] == ["x.fa.gz"]
-    assert len(list(cache_home.rglob("*.bgz"))) == 1
-
-
-# Files that are no genomes.
-
-
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (b"", "is empty; expected a FASTA file"),
-        (b"\n\n", "is empty; expected a FASTA file"),
-        (gzip.compress(b"", mtime=0), "is empty; expected a FASTA file"),
-        (b"ACGT\n", r"is not a FASTA file: it begins with 'ACGT'"),
-        (b"@read\nAC\n+\nII\n", "begins with '@read', like FASTQ or SAM"),
-        (b";comment\n>a\nAC\n", "begins with ';comment'"),
-        (bytes(range(200, 256)) * 100, "is not a FASTA file"),
-        (b">a\nAC\n>b\nGG\n>a\nAC\n>c\nA\n", "has two records of the name 'a'"),
-        (b">a\nAC\n>a\nAC\n", "has two records of the name 'a'"),
-        (b">\nAC\n", "a record without a name"),
-        (b">a\nACGT\nAC\nACGT\n", "line 3: lines of contig 'a' differ in length"),
-        (b">a\nACGT\nACGTA\n", "line 3: lines of contig 'a' differ in length"),
-        (b">a\nAC\n\nAC\n", "line 3: lines of contig 'a' differ in length"),
-        (b">a\nAC\n>b\n", "the last record, 'b', has no sequence"),
-        (b">a\nAC GT\nAC GT\n", "lines of contig 'a' hold blanks"),
-    ],
-)
-def test_what_is_no_fasta_is_refused_in_one_line(tmp_path, capfd, content, message):
-    path = tmp_path / "x.fa"
-    path.write_bytes(content)
-    with pytest.raises(FileFormatError, match=message) as caught:
-        Genome(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert [file.name for file in tmp_path.iterdir()] == ["x.fa"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_what_is_missing_or_no_file_is_refused(tmp_path):
-    with pytest.raises(InputFileNotFoundError, match=r"no\.fa does not exist; expected a FASTA file"):
-        Genome(tmp_path / "no.fa")
-    with pytest.raises(FileFormatError, match="is a folder; expected a FASTA file"):
-        Genome(tmp_path)
-    with pytest.raises(FileFormatError, match="is not a regular file"):
-        Genome("/dev/null")
-
-
-@pytest.mark.parametrize("kept", [0.5, 0.99])
-@pytest.mark.parametrize("compress", [gzip.compress, None])
-def test_a_cut_off_file_is_refused(large_bgzip, tmp_path, cache_home, kept, compress):
-    sequences, path = large_bgzip
-    content = compress(fasta_text(sequences)) if compress else path.read_bytes()
-    cut = tmp_path / "cut.fa.gz"
-    cut.write_bytes(content[: int(kept * len(content))])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GenosparseWarning)
-        with pytest.raises(FileFormatError, match=r"cut\.fa\.gz is truncated"):
-            Genome(cut)
-    assert not [file for file in cache_home.rglob("*") if file.is_file()]
 
 
 def test_a_damaged_block_is_named(large_bgzip, capfd):
@@ -628,14 +355,3 @@ def test_htslibs_own_edge_cases(test_data, tmp_path):
     assert genome.fetch(Interval("trailingblank1", 10, 14)) == "CCTT"
     assert genome.fetch(Interval("trailingblank3", 0, 5)) == "ACGTA"
     assert genome.fetch(Interval("foo", 4, 8)) == "TGCA"
-
-
-@pytest.mark.realdata
-def test_a_real_folder_that_is_write_protected_stays_as_it_is(test_data, cache_home):
-    folder = test_data / "edge_cases/pyfaidx"
-    if folder.stat().st_mode & 0o222:
-        pytest.skip("the folder of real data may be written")
-    before = sorted(folder.iterdir())
-    assert Genome(folder / "genes.fasta").contigs
-    assert sorted(folder.iterdir()) == before
-    assert len(list(cache_home.rglob("*.fai"))) == 1
