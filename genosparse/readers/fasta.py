@@ -1,4 +1,4 @@
-"""Reference genomes in indexed FASTA files.
+"""Reference genomes, read at any place.
 
 Bases are read through pysam and samtools' index (.fai, and .gzi for bgzip). A handle of htslib keeps a position: each
 thread of each process has its own.
@@ -18,7 +18,7 @@ from genosparse.contigs import contig_not_found
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
 from genosparse.intervals import Interval
 from genosparse.readers._htslib import quiet_htslib
-from genosparse.readers.fasta_index import check_version, find_or_make_index, read_fai
+from genosparse.readers.fasta_index import check_version, find_or_make_index
 from genosparse.tokenizers import ENCODE_TABLE, REFUSED, NucleotideTokenizer
 
 __all__ = ["Genome"]
@@ -32,17 +32,18 @@ _MOST_POSITION = 2**31 - 1  # the last end that pysam takes
 
 
 class Genome:
-    """A reference genome: contigs of a FASTA file, read at any place.
+    """A reference genome: contigs of a FASTA, 2bit, GenBank or EMBL file, read at any place.
 
-    The file may be plain or compressed by bgzip. Its index is made beside it when it is missing, out of date or does
-    not fit, or in the cache folder (``$XDG_CACHE_HOME/genosparse``, by default ``~/.cache/genosparse``) when it cannot
-    be written there. A file compressed by ordinary gzip is recompressed once into that folder. Records without bases
-    are left out.
+    FASTA may be plain or compressed by bgzip. Its index is made beside it when it is missing, out of date or does not
+    fit, or in the cache folder (``$XDG_CACHE_HOME/genosparse``, by default ``~/.cache/genosparse``) when it cannot be
+    written there. FASTA compressed by ordinary gzip or with lines of uneven length, 2bit (whose lower case is kept),
+    GenBank and EMBL (plain or gzip) are recognised by content and copied once into that folder. A contig's name is the
+    header's first word, and in GenBank and EMBL the accession and version. Records without bases are left out.
 
     A genome can be used from several threads, after a fork, and pickled: it is opened again by its path.
 
     Args:
-        path: The FASTA file.
+        path: The file.
 
     Attributes:
         path: As given.
@@ -50,15 +51,16 @@ class Genome:
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is not FASTA, is truncated, has lines of uneven length or two records of one name.
+        FileFormatError: It is no such file, is truncated or damaged, or has two records of one name or one without.
         SequenceError: Its first bases are no nucleotides.
         OutputError: Neither beside the file nor in the cache folder can its index be written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._files, self._version = find_or_make_index(self.path)
-        self.contigs: dict[str, int] = {name: record.length for name, record in read_fai(self._files.fai).items()}
+        found = find_or_make_index(self.path)
+        self._files, self._version = found.files, found.version
+        self.contigs: dict[str, int] = found.contigs
         self._handles: threading.local | None = threading.local()
         self._handle()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))

@@ -1,17 +1,14 @@
-"""The index of a FASTA file: found, checked, made, kept in a cache.
+"""The index of a FASTA file: found, checked, or made.
 
 htslib trusts an index blindly, so each is checked here against the file before it is used.
 """
 
 import errno
-import gzip
-import hashlib
-import os
+import re
 import stat
 import tempfile
 import threading
 import warnings
-import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -27,29 +24,28 @@ from genosparse.errors import (
     InputFileNotFoundError,
     OutputError,
 )
-from genosparse.inputs import (
-    TextLines,
-    check_bgzf_end,
-    check_input_file,
-    damaged_error,
-    is_bgzf,
-    is_gzip,
-    read_head,
-    truncated_error,
-)
+from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip
 from genosparse.readers._htslib import quiet_htslib
+from genosparse.readers.fasta_copies import (
+    EXPECTED,
+    cache_stem,
+    circular_contigs,
+    copy_of,
+    make_copy,
+    sequence_format,
+)
 
-__all__ = ["FileVersion", "IndexedFasta", "check_version", "find_or_make_index", "read_fai"]
+__all__ = ["FileVersion", "FoundFasta", "IndexedFasta", "check_version", "find_or_make_index"]
 
-_EXPECTED = "a FASTA file"
-_HEAD_BYTES = 1 << 16
-_OTHER_FORMATS = ((b"@", ", like FASTQ or SAM"), (b"LOCUS", ", like GenBank"), (b"##", ", like GFF or VCF"))
 _NUM_RECORDS_SAMPLED = 64
 _MOST_HEADER_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
-_COPY_BYTES = 1 << 20
 
 FileVersion = tuple[int, int]  # size in bytes and time of change in nanoseconds
+
+
+class _LayoutError(FileFormatError):
+    """A FASTA file has lines that samtools' index cannot describe."""
 
 
 class IndexedFasta(NamedTuple):
@@ -58,6 +54,15 @@ class IndexedFasta(NamedTuple):
     fasta: Path
     fai: Path
     gzi: Path | None
+
+
+class FoundFasta(NamedTuple):
+    """A FASTA file that can be read at any place, its contigs' lengths, and which are said to be circular."""
+
+    files: IndexedFasta
+    version: FileVersion
+    contigs: dict[str, int]
+    circular: frozenset[str] = frozenset()
 
 
 class _Record(NamedTuple):
@@ -135,33 +140,40 @@ def check_version(fasta: Path, name: Path, version: FileVersion) -> None:
         raise FileFormatError(f"{name} has changed since it was opened; start again")
 
 
-def find_or_make_index(path: Path) -> tuple[IndexedFasta, FileVersion]:
-    """Find or make the index of a FASTA file, and a bgzip copy where the file needs one.
+def find_or_make_index(path: Path) -> FoundFasta:
+    """Find or make the index of a FASTA file, or of its copy where the file cannot be indexed as it is.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is not FASTA, is truncated, has lines of uneven length or two records of one name.
+        FileFormatError: It is neither FASTA nor 2bit, GenBank or EMBL, is truncated, or has two records of one name.
         OutputError: Neither beside the file nor in the cache folder can its index be written.
     """
-    check_input_file(path, _EXPECTED)
+    check_input_file(path, EXPECTED)
     if not path.is_file():
-        raise FileFormatError(f"{path} is not a regular file; expected {_EXPECTED} that can be read at any place")
-    _check_first_letter(path)
-    fasta = path.absolute()
-    with fasta.open("rb") as stream:
+        raise FileFormatError(f"{path} is not a regular file; expected {EXPECTED} that can be read at any place")
+    kind = sequence_format(path)
+    with path.open("rb") as stream:
         head = stream.read(18)
     if is_bgzf(head):
         check_bgzf_end(path)
-    elif is_gzip(head):
-        fasta = _recompressed(path)
-    compressed = is_gzip(head)
-    version = _file_version(fasta, path)
+    copy = copy_of(path)
+    if not copy.exists():
+        if kind == "fasta" and (is_bgzf(head) or not is_gzip(head)):
+            try:
+                return _find_or_build(path.absolute(), path, compressed=is_gzip(head))
+            except _LayoutError:
+                pass
+        make_copy(path, kind)
+    return _find_or_build(copy, path, compressed=True)._replace(circular=circular_contigs(copy))
 
+
+def _find_or_build(fasta: Path, path: Path, *, compressed: bool) -> FoundFasta:
+    version = _file_version(fasta, path)
     beside = _index_at(fasta, fasta, compressed)
-    cached = _index_at(fasta, _cache_stem(fasta), compressed)
+    cached = _index_at(fasta, cache_stem(fasta), compressed)
     for found in (beside, cached):
-        if _is_usable(found, path):
-            return found, version
+        if (records := _usable_records(found, path)) is not None:
+            return FoundFasta(found, version, _lengths(records))
     reason = None
     for wanted in (beside, cached):
         folder = wanted.fai.parent
@@ -171,42 +183,45 @@ def find_or_make_index(path: Path) -> tuple[IndexedFasta, FileVersion]:
             elif _is_write_protected(folder):
                 continue
             with tempfile.TemporaryDirectory(prefix=".genosparse-", dir=folder) as workspace:
-                _build_index(wanted, Path(workspace), path, outdated=beside)
+                records = _build_index(wanted, Path(workspace), path, outdated=beside)
         except OSError as error:
             if isinstance(error, GenosparseError):
                 raise
             reason = error.strerror
         else:
-            return wanted, version
+            return FoundFasta(wanted, version, _lengths(records))
     raise OutputError(
         f"the index of {path} can be written neither beside it nor in {cached.fai.parent} ({reason}); "
         "set XDG_CACHE_HOME to a folder that can be written"
     )
 
 
+def _lengths(records: dict[str, _Record]) -> dict[str, int]:
+    return {name: record.length for name, record in records.items()}
+
+
 def _index_at(fasta: Path, stem: Path, compressed: bool) -> IndexedFasta:
     return IndexedFasta(fasta, Path(f"{stem}.fai"), Path(f"{stem}.gzi") if compressed else None)
 
 
-def _is_usable(index: IndexedFasta, name: Path) -> bool:
-    """Whether an index exists, is not older than its FASTA file and fits it at a sample of its records."""
+def _usable_records(index: IndexedFasta, name: Path) -> dict[str, _Record] | None:
+    """The records of an index that exists, is not older than its FASTA file and fits it at a sample of its records."""
     parts = [index.fai] if index.gzi is None else [index.fai, index.gzi]
     try:
         if min(part.stat().st_mtime_ns for part in parts) < index.fasta.stat().st_mtime_ns:
-            return False
+            return None
     except OSError:
-        return False
+        return None
     try:
-        _check_index(index, name, _NUM_RECORDS_SAMPLED)
+        return _check_index(index, name, _NUM_RECORDS_SAMPLED)
     except FileFormatError:
-        return False
-    return True
+        return None
 
 
 _samtools_lock = threading.Lock()  # samtools keeps its command line in globals
 
 
-def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: IndexedFasta) -> None:
+def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: IndexedFasta) -> dict[str, _Record]:
     """Index ``index.fasta`` in ``workspace``, check every record, and move the result into its place."""
     made = _index_at(index.fasta, workspace / "index", index.gzi is not None)
     options = ["--fai-idx", str(made.fai)] + (["--gzi-idx", str(made.gzi)] if made.gzi else [])
@@ -214,9 +229,11 @@ def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: Ind
         try:
             pysam.faidx(str(index.fasta), *options)
         except pysam.SamtoolsError:
-            _explain_uneven_lines(index.fasta, name)
-            raise OSError(errno.EIO, "samtools could not write it") from None
-    _check_index(made, name, None)
+            # It opens its files once it has gone through the sequence.
+            if made.fai.exists() or (made.gzi and made.gzi.exists()):
+                raise OSError(errno.EIO, "samtools could not write it") from None
+            raise _LayoutError(f"{name} has lines that cannot be indexed") from None
+    records = _check_index(made, name, None)
     if outdated.fai.exists() and outdated.fai.read_bytes() != made.fai.read_bytes():
         warnings.warn(
             f"the index {outdated.fai} does not fit {name}; a new one is used, in {index.fai}",
@@ -227,20 +244,23 @@ def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: Ind
     if made.gzi and index.gzi:
         made.gzi.replace(index.gzi)
     made.fai.replace(index.fai)
+    return records
 
 
-def read_fai(fai: Path) -> dict[str, _Record]:
-    """Read the records of a .fai file by their names, in its order."""
+_FAI_LINE = re.compile(r"([^\t\n]*)\t([0-9]{1,18})\t([0-9]{1,18})\t([0-9]{1,18})\t([0-9]{1,18})")
+
+
+def _read_fai(fai: Path) -> dict[str, _Record]:
     records: dict[str, _Record] = {}
     text = fai.read_text(encoding="utf-8", errors="surrogateescape")
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
-        columns = line.split("\t")
-        if len(columns) != 5 or not all(column.isdecimal() for column in columns[1:]) or columns[0] in records:
+        match = _FAI_LINE.fullmatch(line)
+        if match is None or match[1] in records:
             raise FileFormatError(f"{fai}, line {number} is not a line of a FASTA index")
-        length, offset, line_bases, line_width = map(int, columns[1:])
-        if not (length and 0 < line_bases <= line_width):
+        record = _Record(int(match[2]), int(match[3]), int(match[4]), int(match[5]))
+        if not (record.length and 0 < record.line_bases <= record.line_width):
             raise FileFormatError(f"{fai}, line {number} has no bases")
-        records[columns[0]] = _Record(length, offset, line_bases, line_width)
+        records[match[1]] = record
     return records
 
 
@@ -255,12 +275,12 @@ def _read_gzi(gzi: Path) -> NDArray[np.int64]:
     return starts
 
 
-def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> None:
+def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> dict[str, _Record]:
     """Check that before each record of an index stands its own header line, and after the last one nothing.
 
     htslib reads past the end, and past a second record of the same name, without a word.
     """
-    by_name = read_fai(index.fai)
+    by_name = _read_fai(index.fai)
     records = sorted(by_name.items(), key=lambda item: item[1].offset)
     step = 1 if most_records is None else -(-len(records) // most_records)
     with quiet_htslib(), _RawBytes(index, name) as source:
@@ -279,6 +299,7 @@ def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> N
                 if not last_base.strip():
                     raise FileFormatError(f"{name}: its index points past the end of the file")
                 _check_between(rest, None, by_name, name)
+    return by_name
 
 
 def _check_between(between: bytes, contig: str | None, records: dict[str, _Record], name: Path) -> None:
@@ -289,7 +310,7 @@ def _check_between(between: bytes, contig: str | None, records: dict[str, _Recor
         if not line.startswith(b">"):
             if headers and headers[-1] in records:
                 raise FileFormatError(f"{name} has two records of the name {headers[-1]!r}; rename one of them")
-            raise FileFormatError(f"{name} has text outside the records of its index: {_shown(line)}")
+            raise _LayoutError(f"{name} has text outside the records of its index")
         words = line[1:].split(maxsplit=1)
         headers.append(words[0].decode("utf-8", "surrogateescape") if words else "")
     if contig is None:
@@ -303,93 +324,9 @@ def _check_between(between: bytes, contig: str | None, records: dict[str, _Recor
 def _check_line_end(source: _RawBytes, record: _Record, contig: str, name: Path) -> None:
     line_end = source.read(record.offset + record.line_bases, record.line_width - record.line_bases)
     if line_end.strip() or (record.length > record.line_bases and not line_end.endswith(b"\n")):
-        raise FileFormatError(f"{name}: the lines of contig {contig!r} hold blanks or other bytes that are no letters")
-
-
-def _check_first_letter(path: Path) -> None:
-    """Refuse what is not FASTA before anything is made of it."""
-    head = read_head(path, _HEAD_BYTES).lstrip()
-    if not head:
-        raise FileFormatError(f"{path} is empty; expected {_EXPECTED}")
-    if not head.startswith(b">"):
-        kind = next((kind for start, kind in _OTHER_FORMATS if head.startswith(start)), "")
-        raise FileFormatError(
-            f"{path} is not {_EXPECTED}: it begins with {_shown(head.splitlines()[0])}{kind}; expected '>' and a name"
-        )
-
-
-def _explain_uneven_lines(fasta: Path, name: Path) -> None:
-    """Say why samtools cannot index a FASTA file, if the file is to blame."""
-    contig = ""
-    length = odd_line = 0
-    with TextLines(fasta, _EXPECTED, keep_bytes=True) as lines:
-        for line in lines:
-            if line.startswith(">"):
-                contig = (line[1:].split(maxsplit=1) or [""])[0]
-                length = odd_line = 0
-            elif len(line) > length > 0 or (odd_line and line.strip()):
-                raise FileFormatError(
-                    f"{name}, line {odd_line or lines.line_number}: lines of contig {contig!r} differ in length; "
-                    "all but the last must be alike: rewrap the file, for instance with `seqkit seq -w 60`"
-                )
-            elif len(line) < length or not line:
-                odd_line = odd_line or lines.line_number
-            else:
-                length = len(line)
-    if not length:
-        raise FileFormatError(f"{name}: the last record, {contig!r}, has no sequence; the file may be truncated")
-
-
-def _recompressed(path: Path) -> Path:
-    """The bgzip copy of a file that ordinary gzip compressed."""
-    copy = Path(f"{_cache_stem(path.absolute())}.bgz")
-    if copy.exists():
-        return copy
-    warnings.warn(
-        f"{path} is compressed by ordinary gzip, which cannot be read at any place; a bgzip copy is made in "
-        f"{copy.parent} (compress the file itself with bgzip to do without)",
-        GenosparseWarning,
-        stacklevel=4,
-    )
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".genosparse-", dir=copy.parent) as workspace:
-            made = Path(workspace) / copy.name
-            # Level 1: eight times the speed of the default for a seventh more space.
-            with gzip.open(path, "rb") as source, pysam.BGZFile(str(made), "wb1") as target:
-                while piece := source.read(_COPY_BYTES):
-                    target.write(piece)
-            made.replace(copy)
-    except EOFError:
-        raise truncated_error(path) from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise damaged_error(path, error) from None
-    except OSError as error:
-        raise OutputError(
-            f"no bgzip copy of {path} can be written in {copy.parent} ({error.strerror}); "
-            "set XDG_CACHE_HOME to a folder that can be written, or compress the file with bgzip"
-        ) from None
-    return copy
-
-
-def _cache_stem(fasta: Path) -> Path:
-    """Where the cache keeps what belongs to a file: told apart by its place, size and time of change."""
-    status = fasta.stat()
-    key = f"{fasta.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    return _cache_folder() / f"{digest}-{fasta.name}"
-
-
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
-    return base / "genosparse" / "fasta"
+        raise _LayoutError(f"{name}: the lines of contig {contig!r} hold blanks or other bytes that are no letters")
 
 
 def _is_write_protected(folder: Path) -> bool:
     """Whether nobody may write in a folder; root could, and must not."""
     return not folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _shown(line: bytes) -> str:
-    return repr(line[:40].decode("utf-8", "replace")) + ("..." if len(line) > 40 else "")

@@ -3,12 +3,13 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import pysam
 import pytest
-from fasta_files import fasta_text, random_sequence
+from fasta_files import bgzip_bytes, fasta_text, random_sequence
 
 from genosparse.errors import (
     FileFormatError,
@@ -17,7 +18,7 @@ from genosparse.errors import (
     InputFileNotFoundError,
 )
 from genosparse.intervals import Interval
-from genosparse.readers import Genome
+from genosparse.readers import Genome, fasta_copies
 
 
 def test_a_missing_index_is_made_as_samtools_makes_it(small_fasta, tmp_path):
@@ -191,6 +192,76 @@ def test_ordinary_gzip_is_recompressed_once_into_the_cache(tmp_path, cache_home)
     assert len(list(cache_home.rglob("*.bgz"))) == 1
 
 
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bgzip_bytes])
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b">a\nACGT\nAC\nACGT\n", {"a": "ACGTACACGT"}),
+        (b">a\nACGT\nACGTA\n>b x\nGG\n", {"a": "ACGTACGTA", "b": "GG"}),
+        (b">a\nAC\n\n\nAC\n\n>b\n\nGG", {"a": "ACAC", "b": "GG"}),
+        (b"\n\n>a\nAC\nacgtn\n", {"a": "ACacgtn"}),
+        (b"\xef\xbb\xbf>a\nAC\nACG\n", {"a": "ACACG"}),
+        (b">a\r\nACGT\r\nACGT\nACGT\r\nAC\n> b\tx\r\nGG\r\n", {"a": "ACGTACGTACGTAC", "b": "GG"}),
+        (b">a\nAC GT \nAC\tGT\n AC\n", {"a": "ACGTACGTAC"}),
+        (b">none\n>a\nAC\nACG\n>none2\n\n>b\nG\n", {"a": "ACACG", "b": "G"}),
+        (b">a\n" + b"ACGT" * 700_000 + b"\nAC\nACG\n>b\nGG", {"a": "ACGT" * 700_000 + "ACACG", "b": "GG"}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*a bgzip copy is made:genosparse.errors.GenosparseWarning")
+def test_lines_of_any_length(tmp_path, content, expected, compress):
+    path = tmp_path / "x.fa"
+    path.write_bytes(compress(content))
+    with Genome(path) as genome:
+        assert genome.contigs == {name: len(sequence) for name, sequence in expected.items()}
+        for name, sequence in expected.items():
+            assert genome.fetch(Interval(name, 0, len(sequence))) == sequence
+            assert genome.fetch(Interval(name, len(sequence) - 1, len(sequence))) == sequence[-1]
+    assert [file.name for file in tmp_path.iterdir() if file.suffix not in (".fai", ".gzi")] == ["x.fa"]
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 5, 7])
+def test_records_are_told_apart_wherever_a_piece_ends(tmp_path, monkeypatch, piece):
+    monkeypatch.setattr(fasta_copies, "_COPY_BYTES", piece)
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a one\r\nAC\r\nACGT\r\n\r\n>bb\nG\n>c\nTTT\nT\nTT")
+    with pytest.warns(GenosparseWarning, match="uneven length"):
+        genome = Genome(path)
+    assert {name: genome.fetch(Interval(name, 0, end)) for name, end in genome.contigs.items()} == {
+        "a": "ACACGT",
+        "bb": "G",
+        "c": "TTTTTT",
+    }
+
+
+def test_a_copy_is_made_once_and_anew_when_the_file_changes(tmp_path, cache_home):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\nAC\nACGT\n")
+    with pytest.warns(
+        GenosparseWarning, match=r"x\.fa has lines of uneven length, .* a bgzip copy is made in .*seqkit"
+    ):
+        Genome(path)
+    assert Genome(path).contigs == {"a": 6}  # a second notice would be an error here
+    assert len(list(cache_home.rglob("*.bgz"))) == 1
+    path.write_bytes(b">a\nAC\nACGT\nA\n")
+    with pytest.warns(GenosparseWarning, match="uneven length"):
+        assert Genome(path).contigs == {"a": 7}
+
+
+def test_a_copy_takes_little_memory(tmp_path):
+    path = tmp_path / "x.fa"
+    with path.open("wb") as stream:
+        stream.write(b">short\nAC\nACGT\n>long\n")
+        for _ in range(64):
+            stream.write(b"ACGT" * (1 << 18))
+    tracemalloc.start()
+    with pytest.warns(GenosparseWarning, match="uneven length"):
+        genome = Genome(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert genome.contigs["long"] == 64 << 20
+    assert peak < 16 << 20
+
+
 # Files that are no genomes.
 
 
@@ -207,11 +278,13 @@ def test_ordinary_gzip_is_recompressed_once_into_the_cache(tmp_path, cache_home)
         (b">a\nAC\n>b\nGG\n>a\nAC\n>c\nA\n", "has two records of the name 'a'"),
         (b">a\nAC\n>a\nAC\n", "has two records of the name 'a'"),
         (b">\nAC\n", "a record without a name"),
-        (b">a\nACGT\nAC\nACGT\n", "line 3: lines of contig 'a' differ in length"),
-        (b">a\nACGT\nACGTA\n", "line 3: lines of contig 'a' differ in length"),
-        (b">a\nAC\n\nAC\n", "line 3: lines of contig 'a' differ in length"),
         (b">a\nAC\n>b\n", "the last record, 'b', has no sequence"),
-        (b">a\nAC GT\nAC GT\n", "lines of contig 'a' hold blanks"),
+        (b">a\nAC\nACGT\n>b", "the last record, 'b', has no sequence"),
+        (b">a\nAC\nACGT\n>\nAC\n", "a record without a name"),
+        (b">a\nAC\nACGT\n> \t\nAC\n", "a record without a name"),
+        (b">a\nAC\nACGT\n>b\nAC\n>a x\nAC\n", "has two records of the name 'a'"),
+        (b">a\nAC\nAC\x00GT\nAC\n", "contig 'a' has byte 0x00 among its bases"),
+        (b">a\nAC\nACGT\n>b" + bytes(1 << 21) + b"\nAC\n", "a header line of more than 1048576 bytes"),
     ],
 )
 def test_what_is_no_fasta_is_refused_in_one_line(tmp_path, capfd, content, message):
