@@ -158,23 +158,29 @@ class TextLines:
         expected: What the file should be, for messages.
         keep_bytes: Carry bytes that are not UTF-8 through as surrogate escapes, so that a writer with
             ``errors="surrogateescape"`` gives them back unchanged; otherwise they are an error.
+        virtual_offset: Where in a bgzip file to begin, as its indexes have it: the offset of a block times 65536 plus
+            the offset within the unpacked block. Lines are counted from there.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
         FileFormatError: It is a folder; or, while reading, compressed data are truncated or damaged, or it is not text.
     """
 
-    def __init__(self, path: str | Path, expected: str, *, keep_bytes: bool = False) -> None:
+    def __init__(self, path: str | Path, expected: str, *, keep_bytes: bool = False, virtual_offset: int = 0) -> None:
         self.path = path
         self.line_number = 0
         self._expected = expected
+        self._peeked: str | None = None
         if str(path) == STANDARD_INPUT:
             if sys.stdin is None or sys.stdin.closed:
                 raise InputFileNotFoundError(f"standard input is closed; expected {expected}")
             self._tail = _Tail(sys.stdin.buffer, close=False)
         else:
             file = check_input_file(path, expected, allow_empty=True)
-            self._tail = _Tail(file.open("rb", buffering=0), close=True)
+            stream = file.open("rb", buffering=0)
+            if virtual_offset:
+                stream.seek(virtual_offset >> 16)
+            self._tail = _Tail(stream, close=True)
         buffered = io.BufferedReader(self._tail, _BUFFER_BYTES)
         head = buffered.peek(_BGZF_HEADER_LENGTH)[:_BGZF_HEADER_LENGTH]
         self._is_bgzf = is_bgzf(head)
@@ -183,6 +189,12 @@ class TextLines:
         self._binary: Any = buffered
         if is_gzip(head):
             self._binary = io.BufferedReader(gzip.GzipFile(fileobj=buffered, mode="rb"), _BUFFER_BYTES)
+        if virtual_offset:
+            try:
+                self._binary.read(virtual_offset & 0xFFFF)
+            except (EOFError, OSError, zlib.error) as error:
+                self._tail.close()
+                raise damaged_error(path, error) from None
         self._buffered = buffered
         self._text = io.TextIOWrapper(
             self._binary, encoding="utf-8", errors="surrogateescape" if keep_bytes else "strict", newline="\n"
@@ -195,10 +207,19 @@ class TextLines:
         except (EOFError, OSError, zlib.error):
             return b""
 
+    def peek_line(self) -> str | None:
+        """The first line, before any was read, which stays the next one; None where the file has none."""
+        if self._peeked is None:
+            self._peeked = next(self, None)
+        return self._peeked
+
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
+        if self._peeked is not None:
+            line, self._peeked = self._peeked, None
+            return line
         try:
             line = self._text.readline()
         except EOFError:

@@ -1,6 +1,18 @@
 """Files in, arrays and records out."""
 
+from genosparse.readers.alleles import AlleleKind, allele_kind
 from genosparse.readers.fasta import Genome
+from genosparse.readers.genotypes import Genotype
 from genosparse.readers.variants import Variant, VcfText, open_vcf_text, parse_vcf_line, read_variants
 
-__all__ = ["Genome", "Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_variants"]
+__all__ = [
+    "AlleleKind",
+    "Genome",
+    "Genotype",
+    "Variant",
+    "VcfText",
+    "allele_kind",
+    "open_vcf_text",
+    "parse_vcf_line",
+    "read_variants",
+]

@@ -1,39 +1,34 @@
-"""VCF and BCF.
-
-VCF is read as text, because the columns of a record must be able to come out again as they went in: a parser rounds
-QUAL and frequencies and refuses undeclared FILTERs. BCF has no such text; its records are read as htslib writes them.
-"""
+"""Variants of VCF and BCF files and of tables."""
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import pysam
-
-from genosparse.errors import FileFormatError
+from genosparse.contigs import ContigMatcher, contig_not_found
+from genosparse.errors import ConfigError, FileFormatError
 from genosparse.inputs import TextLines, display_name
-from genosparse.intervals import position0_from_1based
-from genosparse.readers._htslib import quiet_htslib
+from genosparse.intervals import Interval, position0_from_1based, position_1based
+from genosparse.readers.genotypes import Genotype, parse_genotype
+from genosparse.readers.variant_tables import VariantTable, is_variant_table
+from genosparse.readers.vcf_text import VcfText, is_bcf, open_vcf_text
 
-__all__ = ["Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_variants"]
+__all__ = ["Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_variants", "unknown_sample"]
 
-_EXPECTED = "a VCF or BCF file"
-_COLUMNS = ("#CHROM", "POS", "ID", "REF", "ALT", "QUAL", "FILTER", "INFO")
+_EXPECTED = "a VCF or BCF file, or a table of variants"
 _BASES = re.compile(r"[ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+")
 # float() takes 1_0, blanks and the digits of every script.
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|inf|infinity|nan)", re.ASCII | re.IGNORECASE)
 _MOST_POSITION = 2**31 - 1  # of VCF's integers, of BCF and of BAM
-_CONTIG = re.compile(r"##contig=<(.*)>\s*")
-_FIELD = re.compile(r'([^=,]+)=("(?:[^"\\]|\\.)*"|[^,]*)')
+_MOST_DIGITS = len(str(_MOST_POSITION))
+_END = re.compile(r"(?:^|;)END=([0-9]{1,18})(?:;|$)")
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One record of a VCF or BCF file.
+    """One record of a VCF or BCF file, or one row of a table.
+
+    Samples are of no account when two records are compared.
 
     Args:
         contig: Name of the contig, as in the file.
@@ -45,7 +40,9 @@ class Variant:
         qual: QUAL, or None when it is ``.``.
         filter: FILTER as text, or None when it is ``.``.
         info: INFO as text, or None when it is ``.``.
-        record_index: How many records come before this one in the file.
+        record_index: How many records come before this one in the file, or in the region that was asked for.
+        samples: Names of the samples that ``sample_columns`` has.
+        sample_columns: FORMAT and the samples' columns, as in the file; None where there are none.
     """
 
     contig: str
@@ -57,180 +54,146 @@ class Variant:
     filter: str | None = None
     info: str | None = None
     record_index: int = 0
+    samples: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    sample_columns: str | None = field(default=None, repr=False, compare=False)
 
+    @property
+    def end(self) -> int:
+        """The position after the last base that the record spans: of REF, or by INFO's END where that is later."""
+        end = self.position0 + len(self.ref)
+        if self.info is not None and "END=" in self.info and (match := _END.search(self.info)):
+            return max(end, int(match[1]))  # 1-based and included is 0-based and past the end
+        return end
 
-class VcfText:
-    """The text of a VCF or BCF file: its header at once, its record lines one by one; a context manager.
+    def genotype(self, sample: str) -> Genotype:
+        """The genotype of a sample, parsed when it is asked for.
 
-    Blank lines are passed over; ``\\r\\n`` line ends are read as ``\\n``. Bytes that are not UTF-8 are carried as
-    surrogate escapes: write them with ``errors="surrogateescape"``.
+        Args:
+            sample: One of ``samples``.
 
-    Args:
-        path: A VCF file, plain or compressed by gzip or bgzip, or a BCF file, by content and not by name; ``-`` is VCF
-            text, compressed or not, on standard input.
-
-    Attributes:
-        path: As given.
-        header_lines: The lines that begin with ``#``, the ``#CHROM`` line last.
-        line_number: Number of the line given last, from 1; the header counts.
-        contig_lengths: The contigs that the header declares, with their lengths in bases or None.
-
-    Raises:
-        InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is not a VCF or BCF file; or, also while reading, it is truncated or damaged.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = path
-        self.line_number = 0
-        self.header_lines: list[str] = []
-        self._bcf: pysam.VariantFile | None = None
-        self._lines = TextLines(path, _EXPECTED, keep_bytes=True)
+        Raises:
+            ConfigError: There is no such sample.
+            FileFormatError: Its GT or PS is malformed.
+        """
+        if sample not in self.samples:
+            raise unknown_sample(sample, self.samples)
         try:
-            # A pipe cannot be opened a second time, so htslib gets BCF from regular files alone.
-            if self._lines.peek(3) == b"BCF" and Path(path).is_file():
-                self._lines.close()
-                self._open_bcf()
-            else:
-                self._read_header()
-        except BaseException:
-            self.close()
-            raise
-        self._num_columns = self.header_lines[-1].count("\t") + 1
-
-    def _open_bcf(self) -> None:
-        with quiet_htslib():
-            try:
-                self._bcf = pysam.VariantFile(str(self.path), "rb")
-            except (OSError, ValueError):
-                raise FileFormatError(f"{self.path} has a damaged BCF header; fetch or write the file again") from None
-            # At "\n" alone: str.splitlines knows eight more ends of a line, which text in a header may hold.
-            self.header_lines = str(self._bcf.header).removesuffix("\n").split("\n")
-        self.line_number = len(self.header_lines)
-
-    @cached_property
-    def contig_lengths(self) -> dict[str, int | None]:
-        """The contigs that the header declares, in its order, with their lengths in bases; None where it has none."""
-        lengths: dict[str, int | None] = {}
-        for line in self.header_lines:
-            if match := _CONTIG.fullmatch(line):
-                fields = {key.strip(): value for key, value in _FIELD.findall(match[1])}
-                length = fields.get("length", "")
-                if contig := fields.get("ID"):
-                    lengths[contig] = int(length) if re.fullmatch(r"[0-9]{1,18}", length) else None
-        return lengths
-
-    def _read_header(self) -> None:
-        name = display_name(self.path)
-        for line in self._lines:
-            if not line.startswith("##"):
-                break
-            self.header_lines.append(line)
-        else:
-            if not self.header_lines:
-                raise FileFormatError(f"{name} is empty; expected {_EXPECTED}")
-            raise FileFormatError(f"{name} ends within its header: there is no #CHROM line; expected {_EXPECTED}")
-        if line.startswith("BCF\x02"):
-            raise FileFormatError(
-                f"{name} is BCF; expected VCF text: give the file, or pipe it through `bcftools view`"
-            )
-        number = self._lines.line_number
-        if self.header_lines and (version := re.match(r"##fileformat=(.*)", self.header_lines[0])):
-            if not re.fullmatch(r"VCFv4\.\d+", version[1].strip()):
-                raise FileFormatError(
-                    f"{name} has fileformat {version[1]!r}; expected VCFv4.1 to VCFv4.4: convert it first"
-                )
-        elif not line.startswith("#"):
-            raise FileFormatError(f"{name} is not {_EXPECTED}: line {number} is {_shortened(line)}")
-        if not line.startswith("#"):
-            raise FileFormatError(f"{name}, line {number}: the #CHROM line is missing before the first record")
-        if tuple(line.split("\t")[:8]) != _COLUMNS:
-            raise FileFormatError(
-                f"{name}, line {number}: the header line is {_shortened(line)}; expected {' '.join(_COLUMNS)}, "
-                "separated by tabs"
-            )
-        self.header_lines.append(line)
-        self.line_number = number
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._next_bcf_line() if self._bcf is not None else self._next_text_line()
-        if line.startswith("#"):
-            raise FileFormatError(
-                f"{display_name(self.path)}, line {self.line_number}: a header line among the records; "
-                "join files with `bcftools concat`"
-            )
-        num_columns = line.count("\t") + 1
-        # Tools that drop the samples often leave FORMAT in the header line.
-        if num_columns != self._num_columns and (num_columns, self._num_columns) != (8, 9):
-            raise FileFormatError(
-                f"{display_name(self.path)}, line {self.line_number}: {num_columns} columns where the header has "
-                f"{self._num_columns}; columns are separated by tabs, and the last line may have been cut off"
-            )
-        return line
-
-    def _next_text_line(self) -> str:
-        line = next(self._lines)
-        while not line or line.isspace():
-            line = next(self._lines)
-        self.line_number = self._lines.line_number
-        return line
-
-    def _next_bcf_line(self) -> str:
-        assert self._bcf is not None  # noqa: S101 - our own invariant
-        with quiet_htslib():
-            try:
-                line = str(next(self._bcf))
-            except (OSError, ValueError):
-                raise FileFormatError(
-                    f"{self.path} is truncated or damaged after record {self.line_number - len(self.header_lines)}; "
-                    "fetch or write the file again"
-                ) from None
-        self.line_number += 1
-        return line.removesuffix("\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file; standard input stays open."""
-        self._lines.close()
-        if self._bcf is not None:
-            self._bcf.close()
+            return parse_genotype(self.sample_columns or ".", self.samples.index(sample), len(self.alts))
+        except FileFormatError as error:
+            where = f"{self.contig}:{position_1based(self.position0)}"
+            raise FileFormatError(f"sample {sample!r} at {where} (1-based): {error}") from None
 
 
-def open_vcf_text(path: str | Path) -> VcfText:
-    """Open a VCF or BCF file as text: ``header_lines``, then an iteration over the record lines; see ``VcfText``."""
-    return VcfText(path)
+def read_variants(
+    path: str | Path, region: Interval | None = None, *, samples: Iterable[str] | None = None
+) -> Iterator[Variant]:
+    """Read the records of a VCF or BCF file or of a table, in its order, without loading the file.
 
+    A table has the columns contig, pos (or position0), ref and alt, separated by tabs: see ``VariantTable``.
 
-def read_variants(path: str | Path) -> Iterator[Variant]:
-    """Read the records of a VCF or BCF file, in its order, without loading the file.
+    Of a region come the records that span one of its bases, by REF or, where INFO's END is later, by END, as from
+    `bcftools view -r`. The tabix or CSI index beside a bgzip or BCF file is used where it is not older than the file
+    and fits it, with a notice where that is not so; otherwise the file is read from end to end. The records are the
+    same either way. Only a file that is read from end to end is checked as a whole.
 
     Args:
-        path: A VCF file, plain or compressed by gzip or bgzip, or a BCF file; ``-`` is VCF text on standard input.
+        path: A VCF file or a table, plain or compressed by gzip or bgzip, or a BCF file, by content and not by name;
+            ``-`` is standard input, of VCF text or a table.
+        region: Where; its strand is of no account. ``chr1`` and ``1`` match, with a notice. None is the whole file.
+        samples: Names of the samples whose genotypes the variants keep; None keeps all, as text. With none, variants
+            that are held in memory take little of it.
+
+    Yields:
+        ``Variant``. Of a region ``record_index`` counts from 0, and where an index was used messages count lines from
+        the place that they name.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is not a VCF or BCF file, a record is malformed (named with its line), or it is truncated.
+        FileFormatError: It is none of these formats, a record is malformed (named with its line), or it is truncated.
+        ConfigError: The file has no sample of that name.
+        ContigNotFoundError: The file has no such contig, or several that could be meant.
     """
-    return _parse_records(open_vcf_text(path))
+    text = _open_variants(path)
+    try:
+        kept = None if samples is None else tuple(samples)
+        for sample in kept or ():
+            if sample not in text.samples:
+                raise unknown_sample(sample, text.samples, f" of {text.place}")
+    except BaseException:
+        text.close()
+        raise
+    return _parse_records(text, kept) if region is None else _parse_region(text, region, kept)
 
 
-def _parse_records(text: VcfText) -> Iterator[Variant]:
+def unknown_sample(sample: str, samples: tuple[str, ...], where: str = "") -> ConfigError:
+    """The error for a sample that a file does not have, naming those that it has."""
+    if not samples:
+        return ConfigError(f"sample {sample!r} is asked for, and the variants{where} have no samples; leave it out")
+    listed = ", ".join(map(repr, samples[:8])) + (f" and {len(samples) - 8} more" if len(samples) > 8 else "")
+    return ConfigError(f"sample {sample!r} is not among the samples{where}; expected one of {listed}")
+
+
+def _open_variants(path: str | Path) -> VcfText | VariantTable:
+    lines = TextLines(path, _EXPECTED, keep_bytes=True)
+    try:
+        if not is_bcf(lines) and is_variant_table(lines.peek_line() or ""):
+            return VariantTable(lines)
+        return VcfText(path, lines)
+    except BaseException:
+        lines.close()
+        raise
+
+
+def _parse_records(text: VcfText | VariantTable, kept: tuple[str, ...] | None) -> Iterator[Variant]:
     with text:
+        samples = text.samples if kept is None or kept else ()
         for index, line in enumerate(text):
-            yield parse_vcf_line(line, text.path, text.line_number, record_index=index)
+            variant = parse_vcf_line(line, text.place, text.line_number, record_index=index, samples=samples)
+            yield _with_samples(variant, kept) if kept else variant
 
 
-def parse_vcf_line(line: str, path: str | Path, line_number: int, *, record_index: int = 0) -> Variant:
+def _parse_region(text: VcfText | VariantTable, region: Interval, kept: tuple[str, ...] | None) -> Iterator[Variant]:
+    with text:
+        file = text.place
+        index = text.index if isinstance(text, VcfText) else None
+        known = dict.fromkeys([*text.contig_lengths, *(index.names if index else ())])
+        matcher = ContigMatcher([region.contig], wanted_from=file, available_from="the region")
+        names = [region.contig] if region.contig in known else [name for name in known if matcher.match(name)]
+        contig = names[0] if names else None
+        if isinstance(text, VcfText) and index is not None:
+            if contig is None:
+                raise contig_not_found(region.contig, known, file)
+            if not text.seek(contig, region.start):
+                return
+        samples = text.samples if kept is None or kept else ()
+        number = 0
+        for line in text:
+            variant = parse_vcf_line(line, text.place, text.line_number, record_index=number, samples=samples)
+            if variant.contig not in known:
+                known[variant.contig] = None
+                if contig != region.contig and matcher.match(variant.contig):
+                    contig = variant.contig
+            is_there = variant.contig == contig
+            if index is not None and not (is_there and variant.position0 < region.end):
+                return
+            if is_there and variant.position0 < region.end and variant.end > region.start:
+                number += 1
+                yield _with_samples(variant, kept) if kept else variant
+        if contig is None and known:
+            raise contig_not_found(region.contig, known, file)
+
+
+def _with_samples(variant: Variant, kept: tuple[str, ...]) -> Variant:
+    if variant.sample_columns is None:
+        return variant
+    columns = variant.sample_columns.split("\t")
+    chosen = [columns[0], *(columns[1 + variant.samples.index(sample)] for sample in kept)]
+    return replace(variant, samples=kept, sample_columns="\t".join(chosen))
+
+
+def parse_vcf_line(
+    line: str, path: str | Path, line_number: int, *, record_index: int = 0, samples: tuple[str, ...] = ()
+) -> Variant:
     """Parse the first eight columns of a record line.
 
     Args:
@@ -238,6 +201,7 @@ def parse_vcf_line(line: str, path: str | Path, line_number: int, *, record_inde
         path: The file, for messages.
         line_number: The line's number, for messages.
         record_index: Goes into the ``Variant``.
+        samples: Names of the samples that the further columns are of, which the ``Variant`` then keeps.
 
     Raises:
         FileFormatError: The line is not a VCF record.
@@ -253,14 +217,14 @@ def parse_vcf_line(line: str, path: str | Path, line_number: int, *, record_inde
     if not contig or contig == "." or " " in contig:
         raise malformed(f"CHROM is {contig!r}; expected the name of a contig")
     # Its digits are counted first: int() refuses a number of thousands of them.
-    is_number = position.isascii() and position.isdigit() and len(position.lstrip("0")) <= len(str(_MOST_POSITION))
+    is_number = position.isascii() and position.isdigit() and len(position.lstrip("0")) <= _MOST_DIGITS
     if not is_number or int(position) > _MOST_POSITION:
         raise malformed(f"POS is {_shortened(position)}; expected a whole number up to {_MOST_POSITION}")
     if not _BASES.fullmatch(ref):
         raise malformed(f"REF is {_shortened(ref)}; expected bases")
     alts = () if alt == "." else tuple(alt.split(","))
     # What an allele that is not bases means is not for the reader to judge; it must only be one.
-    if not all(alts) or any(map(str.isspace, alt)):
+    if "" in alts or alt.split() != [alt]:
         raise malformed(f"ALT is {_shortened(alt)}; expected alleles without blanks, separated by commas, or '.'")
     if qual != "." and not _NUMBER.fullmatch(qual):
         raise malformed(f"QUAL is {_shortened(qual)}; expected a number or '.'")
@@ -274,6 +238,8 @@ def parse_vcf_line(line: str, path: str | Path, line_number: int, *, record_inde
         filter=None if filters == "." else filters,
         info=None if info == "." else info,
         record_index=record_index,
+        samples=samples,
+        sample_columns=columns[8] if samples and len(columns) > 8 else None,
     )
 
 

@@ -16,16 +16,9 @@ from numpy.typing import NDArray
 from genosparse.contigs import match_contigs, no_contig_matches
 from genosparse.errors import ConfigError, GenosparseWarning, ModelFormatError
 from genosparse.intervals import Interval, position_1based
-from genosparse.readers import Genome, Variant
+from genosparse.readers import AlleleKind, Genome, Variant, allele_kind
 from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
-from genosparse.variant_effect.statuses import (
-    Status,
-    VariantKind,
-    alt_status,
-    changed_offsets,
-    record_status,
-    variant_kind,
-)
+from genosparse.variant_effect.statuses import Status, alt_status, changed_offsets, record_status
 
 if TYPE_CHECKING:
     from genosparse.encoder import Encoder
@@ -67,7 +60,7 @@ class Score:
     sign: str
     definition: str
     source: str
-    kinds: frozenset[VariantKind]
+    kinds: frozenset[AlleleKind]
 
     @property
     def field(self) -> str:
@@ -90,7 +83,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
                 sign="negative: the model finds ALT less likely than REF",
                 definition="log P(ALT) - log P(REF) at the masked site, mean over both strands",
                 source="Meier et al. 2021 (ESM-1v, masked marginals); Benegas et al. 2023 (GPN)",
-                kinds=frozenset({VariantKind.SNV}),
+                kinds=frozenset({AlleleKind.SNV}),
             ),
         )
     }
@@ -234,9 +227,9 @@ class VariantScorer:
             of_record = record_status(variant, self._genome, contig) if variant.alts else None
             for alt in variant.alts:
                 status = of_record or alt_status(variant.ref, alt, self._context)
-                if status is None and self._is_defined(kind := variant_kind(variant.ref, alt)):
+                if status is None and self._is_defined(kind := allele_kind(variant.ref, alt)):
                     status = Status.SCORED
-                    if kind is VariantKind.SNV:
+                    if kind is AlleleKind.SNV:
                         (offset,) = changed_offsets(variant.ref, alt)
                         assert contig is not None
                         site = sites.setdefault((contig, variant.position0 + offset), len(sites))
@@ -256,7 +249,7 @@ class VariantScorer:
             scores={"llr": llr},
         )
 
-    def _is_defined(self, kind: VariantKind) -> bool:
+    def _is_defined(self, kind: AlleleKind) -> bool:
         return any(kind in score.kinds for score in self._scores)
 
     def _masked_log_probs(self, sites: Sequence[tuple[str, int]]) -> NDArray[np.float64]:

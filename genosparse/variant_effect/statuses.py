@@ -2,14 +2,12 @@
 
 from enum import StrEnum
 
-from genosparse.intervals import Interval
 from genosparse.readers import Genome, Variant
-from genosparse.tokenizers import N, NucleotideTokenizer
+from genosparse.readers.alleles import is_sequence, plain_bases, reference_matches
 
-__all__ = ["Status", "VariantKind", "alt_status", "changed_offsets", "record_status", "variant_kind"]
+__all__ = ["Status", "alt_status", "changed_offsets", "record_status"]
 
 _CONCRETE = frozenset("ACGT")
-_NUCLEOTIDES = frozenset("ACGTRYSWKMBDHVN")
 
 
 class Status(StrEnum):
@@ -30,15 +28,6 @@ class Status(StrEnum):
     SCORED = "scored"  # every requested score that is defined for this kind of variant is there
 
 
-class VariantKind(StrEnum):
-    """The class of a REF and ALT pair; a score says for which classes it is defined."""
-
-    NONE = "none"  # ALT equals REF
-    SNV = "snv"  # equal length, one base differs
-    MNV = "mnv"  # equal length, more bases differ
-    INDEL = "indel"  # the lengths differ
-
-
 def record_status(variant: Variant, genome: Genome, contig: str | None) -> Status | None:
     """Return the status that a record's place and REF give to all its ALTs, or None when both are in order.
 
@@ -57,10 +46,7 @@ def record_status(variant: Variant, genome: Genome, contig: str | None) -> Statu
         return Status.OUT_OF_BOUNDS
     if not _is_concrete(variant.ref):
         return Status.AMBIGUOUS_REF
-    reference = genome.tokens(Interval(contig, variant.position0, end))
-    ref = NucleotideTokenizer().encode(variant.ref)
-    matches = (ref & reference != 0) & (reference != N)
-    return None if matches.all() else Status.REF_MISMATCH
+    return None if reference_matches(variant.ref, genome, contig, variant.position0) else Status.REF_MISMATCH
 
 
 def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
@@ -73,7 +59,7 @@ def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
     """
     # Breakends hold brackets (mated) or begin or end with a dot (single), '*' is an allele deleted upstream.
     # What is no sequence of nucleotide codes is a symbol of some kind too, whatever the caller that wrote it meant.
-    if not alt or not _NUCLEOTIDES.issuperset(_normalised(alt)):
+    if not is_sequence(alt):
         return Status.SYMBOLIC
     if not _is_concrete(alt):
         return Status.AMBIGUOUS_ALT
@@ -82,26 +68,11 @@ def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
     return None
 
 
-def variant_kind(ref: str, alt: str) -> VariantKind:
-    """Return the class of a REF and ALT pair, both of A C G T.
-
-    Bases that REF and ALT share do not count, as in htslib: the ALT of ``AC>AT``, which multi-allelic records beside
-    a deletion need, is an SNV at the second base.
-    """
-    if len(ref) != len(alt):
-        return VariantKind.INDEL
-    return (VariantKind.NONE, VariantKind.SNV, VariantKind.MNV)[min(len(changed_offsets(ref, alt)), 2)]
-
-
 def changed_offsets(ref: str, alt: str) -> list[int]:
     """Return the offsets from the record's position at which an ALT of REF's length differs from REF."""
-    pairs = zip(_normalised(ref), _normalised(alt), strict=True)
+    pairs = zip(plain_bases(ref), plain_bases(alt), strict=True)
     return [offset for offset, (ref_base, alt_base) in enumerate(pairs) if ref_base != alt_base]
 
 
 def _is_concrete(allele: str) -> bool:
-    return _CONCRETE.issuperset(_normalised(allele))
-
-
-def _normalised(allele: str) -> str:
-    return allele.upper().replace("U", "T")
+    return _CONCRETE.issuperset(plain_bases(allele))

@@ -3,14 +3,7 @@
 import pytest
 
 from genosparse.readers import Genome, Variant
-from genosparse.variant_effect.statuses import (
-    Status,
-    VariantKind,
-    alt_status,
-    changed_offsets,
-    record_status,
-    variant_kind,
-)
+from genosparse.variant_effect.statuses import Status, alt_status, changed_offsets, record_status
 
 SEQUENCE = "ACGTNRacgtU"  # R at 5 is A or G; U at 10 is T
 
@@ -97,26 +90,6 @@ def test_a_contig_that_is_not_there_comes_first(genome):
 )
 def test_status_of_an_alt(ref, alt, expected):
     assert alt_status(ref, alt, max_length=8) == expected
-
-
-@pytest.mark.parametrize(
-    "ref, alt, kind",
-    [
-        ("A", "C", VariantKind.SNV),
-        ("a", "C", VariantKind.SNV),
-        ("A", "a", VariantKind.NONE),
-        ("T", "U", VariantKind.NONE),
-        ("AC", "AT", VariantKind.SNV),
-        ("ACG", "ATG", VariantKind.SNV),
-        ("AC", "GT", VariantKind.MNV),
-        ("ACG", "TCA", VariantKind.MNV),
-        ("AC", "A", VariantKind.INDEL),
-        ("A", "AC", VariantKind.INDEL),
-        ("ACG", "T", VariantKind.INDEL),
-    ],
-)
-def test_kind_of_a_variant(ref, alt, kind):
-    assert variant_kind(ref, alt) is kind
 
 
 def test_changed_offsets():
