@@ -14,12 +14,17 @@ _HOMES = {
     "EncoderConfig": "genosparse.encoder",
     "Genome": "genosparse.readers",
     "GenosparseError": "genosparse.errors",
+    "Genotype": "genosparse.readers",
+    "Haplotype": "genosparse.haplotypes",
     "Interval": "genosparse.intervals",
     "NucleotideTokenizer": "genosparse.tokenizers",
     "SparsePattern": "genosparse.attention",
     "Variant": "genosparse.readers",
     "VariantScores": "genosparse.variant_effect",
     "embed": "genosparse.embedding",
+    "haplotype": "genosparse.haplotypes",
+    "normalize": "genosparse.normalization",
+    "normalize_variants": "genosparse.normalization",
     "read_bed": "genosparse.intervals",
     "read_variants": "genosparse.readers",
     "score_variants": "genosparse.variant_effect",
@@ -36,9 +41,14 @@ if TYPE_CHECKING:
     from genosparse.encoder import Encoder as Encoder
     from genosparse.encoder import EncoderConfig as EncoderConfig
     from genosparse.errors import GenosparseError as GenosparseError
+    from genosparse.haplotypes import Haplotype as Haplotype
+    from genosparse.haplotypes import haplotype as haplotype
     from genosparse.intervals import Interval as Interval
     from genosparse.intervals import read_bed as read_bed
+    from genosparse.normalization import normalize as normalize
+    from genosparse.normalization import normalize_variants as normalize_variants
     from genosparse.readers import Genome as Genome
+    from genosparse.readers import Genotype as Genotype
     from genosparse.readers import Variant as Variant
     from genosparse.readers import read_variants as read_variants
     from genosparse.tokenizers import NucleotideTokenizer as NucleotideTokenizer

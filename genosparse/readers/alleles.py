@@ -3,11 +3,23 @@
 import re
 from enum import StrEnum
 
+from genosparse.contigs import ContigMatcher
 from genosparse.intervals import Interval
 from genosparse.readers.fasta import Genome
+from genosparse.readers.variants import Variant
 from genosparse.tokenizers import N, NucleotideTokenizer
 
-__all__ = ["AlleleKind", "allele_kind", "changed_span", "is_sequence", "plain_bases", "reference_matches"]
+__all__ = [
+    "AlleleKind",
+    "allele_kind",
+    "changed_span",
+    "contig_matcher",
+    "is_sequence",
+    "no_sequence",
+    "place_problem",
+    "plain_bases",
+    "reference_matches",
+]
 
 _SEQUENCE = re.compile(r"[ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+")
 _TOKENIZER = NucleotideTokenizer()
@@ -26,6 +38,11 @@ class AlleleKind(StrEnum):
     BREAKEND = "breakend"  # G]17:198982], .A, A.
     SPANNING = "spanning"  # *: the allele is lost to a deletion that begins upstream
     MISSING = "missing"  # . or nothing
+
+
+_NO_SEQUENCE = frozenset(
+    {AlleleKind.SYMBOLIC, AlleleKind.BREAKEND, AlleleKind.SPANNING, AlleleKind.MISSING, AlleleKind.NO_VARIATION}
+)
 
 
 def allele_kind(ref: str, alt: str) -> AlleleKind:
@@ -66,6 +83,12 @@ def is_sequence(allele: str) -> bool:
     return _SEQUENCE.fullmatch(allele) is not None
 
 
+def no_sequence(ref: str, alt: str) -> str | None:
+    """Why an ALT has no bases to put in REF's place: the ``AlleleKind`` that says so, or None where it has."""
+    kind = allele_kind(ref, alt)
+    return str(kind) if kind in _NO_SEQUENCE else None
+
+
 def plain_bases(allele: str) -> str:
     """The bases of an allele in upper case, U as T, to compare them by."""
     return allele.upper().replace("U", "T")
@@ -74,19 +97,18 @@ def plain_bases(allele: str) -> str:
 def changed_span(ref: str, alt: str) -> tuple[int, int, int]:
     """Return what is left of REF and ALT without the bases that they share at their ends.
 
-    Shared bases are taken off the right end first, so that a change in a repeat comes to lie at its left.
+    Shared bases are taken off the left end first, as VCF puts the base before an indel in front of it.
 
     Returns:
         ``(start, ref_end, alt_end)``: REF's ``ref[start:ref_end]`` becomes ``alt[start:alt_end]``.
     """
     ref, alt = plain_bases(ref), plain_bases(alt)
-    ref_end, alt_end = len(ref), len(alt)
-    while ref_end and alt_end and ref[ref_end - 1] == alt[alt_end - 1]:
-        ref_end -= 1
-        alt_end -= 1
-    start = 0
+    start, ref_end, alt_end = 0, len(ref), len(alt)
     while start < min(ref_end, alt_end) and ref[start] == alt[start]:
         start += 1
+    while min(ref_end, alt_end) > start and ref[ref_end - 1] == alt[alt_end - 1]:
+        ref_end -= 1
+        alt_end -= 1
     return start, ref_end, alt_end
 
 
@@ -107,3 +129,33 @@ def reference_matches(ref: str, genome: Genome, contig: str, position0: int) -> 
         return True
     reference, tokens = genome.tokens(interval), _TOKENIZER.encode(ref)
     return bool(((tokens == reference) | ((tokens & reference == tokens) & (reference != N))).all())
+
+
+def contig_matcher(genome: Genome) -> ContigMatcher:
+    """What finds the genome's names of the contigs of variants."""
+    return ContigMatcher(genome.contigs, wanted_from="the variants", available_from=str(genome.path))
+
+
+def place_problem(variant: Variant, genome: Genome, matcher: ContigMatcher) -> tuple[str | None, str | None]:
+    """What is wrong with the place of a variant and its REF.
+
+    Args:
+        variant: The record.
+        genome: The reference.
+        matcher: As from ``contig_matcher``.
+
+    Returns:
+        ``(problem, contig)``: ``contig_missing``, ``out_of_bounds`` or ``ref_mismatch``, or None where all is well; and
+        the genome's name of the contig, None where it has none.
+
+    Raises:
+        ContigNotFoundError: Several contigs of the genome could be meant.
+    """
+    contig = matcher.match(variant.contig)
+    if contig is None:
+        return "contig_missing", None
+    if variant.position0 < 0 or variant.position0 + len(variant.ref) > genome.contigs[contig]:
+        return "out_of_bounds", contig
+    if not reference_matches(variant.ref, genome, contig, variant.position0):
+        return "ref_mismatch", contig
+    return None, contig

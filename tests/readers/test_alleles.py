@@ -50,12 +50,13 @@ def test_kind_of_an_allele(ref, alt, kind):
     "ref, alt, expected",
     [
         ("A", "C", (0, 1, 1)),
-        ("CTT", "CT", (1, 2, 1)),  # the left one of two T
-        ("CT", "CTT", (1, 1, 2)),
+        ("CTT", "CT", (2, 3, 2)),  # after what they share
+        ("CT", "CTT", (2, 2, 3)),
+        ("GGGC", "C", (0, 3, 0)),
         ("ACT", "AT", (1, 2, 1)),
         ("ACGT", "AGGT", (1, 2, 2)),
-        ("acgu", "ACGT", (0, 0, 0)),
-        ("AA", "AAA", (0, 0, 1)),
+        ("acgu", "ACGT", (4, 4, 4)),
+        ("AA", "AAA", (2, 2, 3)),
     ],
 )
 def test_what_is_changed(ref, alt, expected):
