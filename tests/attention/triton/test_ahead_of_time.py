@@ -63,7 +63,7 @@ def assert_sound(kernel: dict[str, Any]) -> None:
     # The table says how many registers each may have: one more is a spill.
     assert 0 < kernel["registers"] <= (kernel["configuration"]["max_registers"] or 255), what
     assert kernel["shared_bytes"] <= SHARED_BYTES[kernel["arch"]], what
-    assert kernel["instructions"]["all"] > 100, what
+    assert kernel["instructions"]["all"] > 50, what  # a small kernel of one tile has about a hundred
     if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "fp32":
         assert MATRIX_INSTRUCTION[kernel["arch"]] in kernel["ptx"], what
         assert kernel["instructions"]["matrix"] > 0, what
