@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Alignments": "genosparse.readers",
+    "Channels": "genosparse.readers",
     "Embeddings": "genosparse.embedding",
     "Encoder": "genosparse.encoder",
     "EncoderConfig": "genosparse.encoder",
@@ -18,6 +20,8 @@ _HOMES = {
     "Haplotype": "genosparse.haplotypes",
     "Interval": "genosparse.intervals",
     "NucleotideTokenizer": "genosparse.tokenizers",
+    "Read": "genosparse.readers",
+    "ReadFilters": "genosparse.readers",
     "SparsePattern": "genosparse.attention",
     "Variant": "genosparse.readers",
     "VariantScores": "genosparse.variant_effect",
@@ -47,8 +51,12 @@ if TYPE_CHECKING:
     from genosparse.intervals import read_bed as read_bed
     from genosparse.normalization import normalize as normalize
     from genosparse.normalization import normalize_variants as normalize_variants
+    from genosparse.readers import Alignments as Alignments
+    from genosparse.readers import Channels as Channels
     from genosparse.readers import Genome as Genome
     from genosparse.readers import Genotype as Genotype
+    from genosparse.readers import Read as Read
+    from genosparse.readers import ReadFilters as ReadFilters
     from genosparse.readers import Variant as Variant
     from genosparse.readers import read_variants as read_variants
     from genosparse.tokenizers import NucleotideTokenizer as NucleotideTokenizer

@@ -62,6 +62,9 @@ ENCODE_TABLE = _encode_table()
 _COMPLEMENT = _complement_table()
 _DECODE = (NUCLEOTIDE_CODES + "?" + "#" * (256 - FIRST_GLOBAL)).encode()
 
+#: Two ids for each byte of BAM's packed form, in memory the first one first.
+_UNPACK = np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1).astype(np.uint8).view(np.uint16)[:, 0]
+
 #: ``COMPLEMENT[token]`` is the complement's id; uint8 [256], read-only.
 COMPLEMENT: NDArray[np.uint8] = np.frombuffer(_COMPLEMENT, np.uint8)
 
@@ -129,6 +132,24 @@ class NucleotideTokenizer:
         if not return_soft_mask:
             return tokens
         return tokens, (np.frombuffer(letters, np.uint8) & 0x20).astype(bool)
+
+    def unpack(self, packed: ArrayLike, length: int) -> NDArray[np.uint8]:
+        """Token ids from BAM's packed form, two bases to the byte, the first in the high bits.
+
+        Args:
+            packed: uint8 ``[ceil(length / 2)]``.
+            length: Number of bases.
+
+        Returns:
+            uint8 ids ``[length]``, writable; 0 for ``=``, the reference's base.
+
+        Raises:
+            SequenceError: There are not that many bases.
+        """
+        array = _as_ids(packed)
+        if not 0 <= length <= 2 * len(array):
+            raise SequenceError(f"{len(array)} packed bytes hold up to {2 * len(array)} bases; {length} were asked for")
+        return _UNPACK.take(array).view(np.uint8)[:length]
 
     def decode(self, tokens: ArrayLike) -> str:
         """The upper-case sequence of token ids; the inverse of ``encode`` for the ids 1 to 15.

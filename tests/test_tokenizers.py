@@ -126,3 +126,14 @@ def test_all_short_sequences_survive_two_turns():
     for letters in itertools.product("ACGTN", repeat=3):
         tokens = TOKENIZER.encode("".join(letters))
         assert TOKENIZER.reverse_complement(TOKENIZER.reverse_complement(tokens)).tolist() == tokens.tolist()
+
+
+def test_bases_unpacked_from_bams_half_bytes() -> None:
+    packed = np.array([0x12, 0x48, 0xF0], np.uint8)
+    assert TOKENIZER.unpack(packed, 6).tolist() == [1, 2, 4, 8, 15, 0]
+    tokens = TOKENIZER.unpack(packed, 5)
+    assert tokens.tolist() == [1, 2, 4, 8, 15]
+    tokens[0] = 3  # its own memory
+    assert TOKENIZER.unpack(packed[:0], 0).tolist() == []
+    with pytest.raises(SequenceError, match="3 packed bytes hold up to 6 bases; 7 were asked for"):
+        TOKENIZER.unpack(packed, 7)

@@ -1,14 +1,19 @@
 """Files in, arrays and records out."""
 
+from genosparse.readers.alignments import Alignments, Channels, Read, ReadFilters
 from genosparse.readers.alleles import AlleleKind, allele_kind
 from genosparse.readers.fasta import Genome
 from genosparse.readers.genotypes import Genotype
 from genosparse.readers.variants import Variant, VcfText, open_vcf_text, parse_vcf_line, read_variants
 
 __all__ = [
+    "Alignments",
     "AlleleKind",
+    "Channels",
     "Genome",
     "Genotype",
+    "Read",
+    "ReadFilters",
     "Variant",
     "VcfText",
     "allele_kind",

@@ -2,13 +2,16 @@
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Generic, TypeVar
 
 import pysam
 from pysam.libcutils import set_encoding_error_handler
 
-__all__ = ["quiet_htslib"]
+__all__ = ["PerThread", "quiet_htslib", "samtools"]
+
+_Handle = TypeVar("_Handle")
 
 _lock = threading.Lock()
 _depth = 0
@@ -52,3 +55,40 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+_samtools_lock = threading.Lock()  # samtools keeps its command line in globals
+
+
+def samtools(command: str, *arguments: str) -> None:
+    """Run a command of the samtools that pysam brings.
+
+    Raises:
+        pysam.SamtoolsError: It failed.
+    """
+    with _samtools_lock, quiet_htslib():
+        getattr(pysam, command)(*arguments, catch_stdout=False)
+
+
+class PerThread(Generic[_Handle]):
+    """A handle for each thread of each process, opened when it is first asked for.
+
+    A handle of htslib keeps a position, and after a fork it is the parent's.
+    """
+
+    def __init__(self, open_handle: Callable[[], _Handle]) -> None:
+        self._open = open_handle
+        self._local = threading.local()
+
+    def get(self) -> _Handle:
+        """This thread's handle."""
+        process = os.getpid()
+        if getattr(self._local, "process", None) != process:
+            self._local.handle = self._open()
+            self._local.process = process
+        handle: _Handle = self._local.handle
+        return handle
+
+    def forget(self) -> None:
+        """Open a new handle the next time."""
+        self._local.process = None

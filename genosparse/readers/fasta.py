@@ -6,6 +6,7 @@ thread of each process has its own.
 
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -14,7 +15,7 @@ import numpy as np
 import pysam
 from numpy.typing import NDArray
 
-from genosparse.contigs import contig_not_found
+from genosparse.contigs import ContigMatcher, contig_not_found
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
 from genosparse.intervals import Interval
 from genosparse.readers._htslib import quiet_htslib
@@ -93,6 +94,31 @@ class Genome:
         # After the opening: what was opened is then what was indexed.
         check_version(self._files.fasta, self.path, self._version)
         return handle
+
+    def matcher(
+        self, *, wanted_from: str = "the input", wanted_lengths: Mapping[str, int | None] | None = None
+    ) -> ContigMatcher:
+        """What finds the contigs of an input under the genome's names; see ``ContigMatcher``."""
+        return ContigMatcher(
+            self.contigs, wanted_lengths=wanted_lengths, wanted_from=wanted_from, available_from=str(self.path)
+        )
+
+    def link(self, path: Path, names: Mapping[str, str]) -> None:
+        """Link the file to ``path``, beside an index in which contigs have other names.
+
+        Args:
+            path: Where; nothing is there yet.
+            names: The genome's name of each contig of the index.
+        """
+        records = dict(
+            line.split("\t", 1)
+            for line in self._files.fai.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        )
+        index = "".join(f"{name}\t{records[contig]}\n" for name, contig in names.items())
+        path.symlink_to(self._files.fasta.absolute())
+        Path(f"{path}.fai").write_text(index, encoding="utf-8", errors="surrogateescape")
+        if self._files.gzi is not None:
+            Path(f"{path}.gzi").symlink_to(self._files.gzi.absolute())
 
     def fetch(self, interval: Interval, pad: bool = False) -> str:
         """The bases of an interval, in the case that the file has them.

@@ -153,7 +153,7 @@ class VcfText:
         Returns:
             False where the contig has no records.
         """
-        assert self.index is not None  # noqa: S101 - our own invariant
+        assert self.index is not None
         place = f"{self.place}, read from {contig}:{position_1based(start)} on"
         if self._bcf is not None:
             self._seek_bcf(contig, start)
@@ -169,7 +169,7 @@ class VcfText:
         return True
 
     def _seek_bcf(self, contig: str, start: int) -> None:
-        assert self.index is not None  # noqa: S101 - our own invariant
+        assert self.index is not None
         self.close()
         with quiet_htslib():
             try:

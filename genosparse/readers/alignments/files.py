@@ -1,0 +1,410 @@
+"""BAM, CRAM and SAM files: what is in a file, its index, and its records many at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+import tempfile
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import pysam
+
+from genosparse.errors import (
+    ContigNotFoundError,
+    FileFormatError,
+    GenosparseError,
+    GenosparseWarning,
+    InputFileNotFoundError,
+    OutputError,
+)
+from genosparse.inputs import TextLines, check_bgzf_end, check_input_file, is_bgzf, is_gzip, read_head
+from genosparse.readers._cache import cache_stem, file_version
+from genosparse.readers._htslib import PerThread, quiet_htslib, samtools
+from genosparse.readers.alignments.index_check import index_fits
+from genosparse.readers.alignments.records import Records
+from genosparse.readers.fasta import Genome
+
+__all__ = ["AlignmentFile"]
+
+_EXPECTED = "a BAM, CRAM or SAM file"
+_BATCH_BYTES = 1 << 22
+# An index costs a pass over the file. Of smaller files it is made anew rather than believed.
+_SMALL_BYTES = 1 << 26
+_HEAD_BYTES = 1 << 16
+_BGZF_HEADER_BYTES, _BGZF_FOOTER_BYTES, _MOST_BLOCK_BYTES = 18, 8, 1 << 16
+_SHORT_CONTIG = struct.Struct("<i9si")  # a contig's entry in the header that batches are written with
+# The container that ends a CRAM file (CRAM specification, section 9).
+_CRAM_ENDS = {
+    3: bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
+    2: bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
+}
+# SAM's columns that are read; CRAM need not decode the tags and the template length.
+_REQUIRED_FIELDS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x200 | 0x400
+_SAM_HEADER = (b"@HD\t", b"@SQ\t", b"@RG\t", b"@PG\t", b"@CO\t")
+_LEAST_SAM_COLUMNS = 11
+
+
+class AlignmentFile:
+    """The records of one file, all in its order or those of an interval.
+
+    What cannot be read at any place (SAM, or BAM that is not compressed by bgzip) is sorted once into the cache folder
+    when an interval is asked for.
+
+    Args:
+        path: A BAM, CRAM or SAM file, by content and not by name.
+        reference: Genome that CRAM was made with; None where it holds its own.
+
+    Attributes:
+        path: As given.
+        contigs: Length in bases of each contig that the header declares, in its order.
+        header: The header, by the kinds of its lines.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reference: Genome | None) -> None:
+        self.path = Path(path)
+        check_input_file(self.path, _EXPECTED)
+        if not self.path.is_file():
+            raise FileFormatError(f"{path} is not a regular file; expected {_EXPECTED} that can be read at any place")
+        self.kind = _kind(self.path)
+        self.reference = reference
+        self._version = file_version(self.path)
+        self._link: tempfile.TemporaryDirectory[str] | None = None
+        self._handles: PerThread[pysam.AlignmentFile] | None = PerThread(self._open_indexed)
+        self._index_lock = threading.Lock()
+        with self._open(self.path) as handle:
+            self.contigs = dict(zip(handle.references, handle.lengths, strict=True))
+            self.header: Mapping[str, object] = self._header(handle)
+            self._version_of_cram = handle.version[0] if self.kind == "CRAM" else None
+        if self.kind == "CRAM":
+            self._check_cram()
+
+    def batches(self, contig: str | None = None, start: int = 0, end: int = 0) -> Iterator[Records]:
+        """Records that overlap ``[start, end)`` of a contig, sorted by position; or all in the file's order.
+
+        Raises:
+            FileFormatError: The file is truncated or damaged.
+        """
+        if contig is None:
+            self._check_all_references()
+            if self.kind == "SAM":
+                self._check_sam_names()
+            with self._open(self.path) as handle:
+                yield from self._converted(handle, handle.fetch(until_eof=True))
+            return
+        if self._handles is None:
+            raise GenosparseError(f"{self.path} has been closed; open it again")
+        self._check_reference(contig)
+        handle = self._handles.get()
+        try:
+            yield from self._converted(handle, handle.fetch(contig, start, end))
+        except BaseException:
+            self._handles.forget()  # a handle that failed, or was left in the middle, is not used again
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handles = None
+        if self._link is not None:
+            self._link.cleanup()
+
+    def _open(self, path: Path, index: Path | None = None) -> pysam.AlignmentFile:
+        options: dict[str, object] = {}
+        if self.kind == "CRAM":
+            _forbid_downloads()
+            options["format_options"] = [f"required_fields={_REQUIRED_FIELDS}".encode(), b"decode_md=0"]
+            if self.reference is not None and hasattr(self, "contigs"):
+                options["reference_filename"] = str(self._linked_reference(self.reference))
+        with quiet_htslib():
+            try:
+                handle = pysam.AlignmentFile(
+                    str(path), check_sq=False, index_filename=None if index is None else str(index), **options
+                )
+            except (OSError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno is not None and not self.path.exists():
+                    raise InputFileNotFoundError(f"{self.path} does not exist any more") from None
+                raise FileFormatError(
+                    f"{self.path} has a damaged or unfinished header ({_reason(error)}); expected {_EXPECTED}"
+                ) from None
+        if file_version(self.path) != self._version:
+            handle.close()
+            raise FileFormatError(f"{self.path} has changed since it was opened; start again")
+        return handle
+
+    def _open_indexed(self) -> pysam.AlignmentFile:
+        with self._index_lock:
+            path, index = self._indexed()
+        return self._open(path, index)
+
+    def _header(self, handle: pysam.AlignmentFile) -> Mapping[str, object]:
+        try:
+            return handle.header.to_dict()
+        except (ValueError, KeyError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{self.path} has a header line that cannot be read ({_reason(error)})") from None
+
+    def _converted(self, handle: pysam.AlignmentFile, reads: Iterator[pysam.AlignedSegment]) -> Iterator[Records]:
+        """Reads as BAM's bytes: htslib decodes BAM, CRAM and SAM, and hands the packed records over many at a time."""
+        reads = iter(reads)
+        last: pysam.AlignedSegment | None = None
+        done, count = False, 1
+        while not done:
+            with _scratch_file() as scratch:
+                writer = pysam.AlignmentFile(scratch, "wbu", header=self._short_header)
+                try:
+                    with quiet_htslib():
+                        size = 0
+                        while size < _BATCH_BYTES and not done:
+                            before, size_before = last, size
+                            for last in islice(reads, count):
+                                writer.write(last)
+                            done = last is before
+                            # So many more at once as will not be far over: reads have a hundred bytes or a million.
+                            size = os.fstat(scratch.fileno()).st_size
+                            more = max(size - size_before, 1 << 16)
+                            count = max(1, min(2 * count, count * (_BATCH_BYTES // 8) // more))
+                except (OSError, ValueError, OverflowError) as error:
+                    raise self._damaged(last, error) from None
+                finally:
+                    writer.close()
+                records = Records.parse(_unpacked(scratch)[_SHORT_CONTIG.size * len(self.contigs) :], self.path)
+            if len(records):
+                yield records
+
+    @cached_property
+    def _short_header(self) -> pysam.AlignmentHeader:
+        """A header for what is read back at once: records refer to contigs by number."""
+        names = [f"{number:08}" for number in range(len(self.contigs))]
+        return pysam.AlignmentHeader.from_references(names, [1] * len(names), add_sq_text=False)
+
+    def _damaged(self, last: pysam.AlignedSegment | None, error: Exception) -> FileFormatError:
+        where = "at its first record" if last is None else f"after read {last.query_name!r}"
+        if self.kind == "CRAM" and self.reference is None:
+            return FileFormatError(
+                f"{self.path} cannot be decoded {where}: it needs the genome that it was made with (pass reference=), "
+                "or it is damaged"
+            )
+        hint = " or was made with another genome than reference=" if self.kind == "CRAM" else ""
+        return FileFormatError(
+            f"{self.path} is truncated or damaged {where}{hint} ({_reason(error)}); fetch or write the file again"
+        )
+
+    # CRAM's reference
+
+    def _linked_reference(self, reference: Genome) -> Path:
+        """The reference beside an index that has the names of the alignments' contigs, as htslib wants it."""
+        if self._link is None:
+            self._link = tempfile.TemporaryDirectory(prefix="genosparse-")
+            reference.link(Path(self._link.name) / "reference.fa", self._reference_names)
+        return Path(self._link.name) / "reference.fa"
+
+    @property
+    def _reference_names(self) -> dict[str, str]:
+        """The reference's name of each contig that it has, as long as it is here."""
+        assert self.reference is not None
+        matcher = self.reference.matcher(wanted_from=str(self.path), wanted_lengths=self.contigs)
+        names = {contig: name for contig in self.contigs if (name := matcher.match(contig)) is not None}
+        return {contig: name for contig, name in names.items() if self.reference.contigs[name] == self.contigs[contig]}
+
+    def _check_reference(self, contig: str) -> None:
+        if self.kind == "CRAM" and self.reference is not None and contig not in self._reference_names:
+            raise ContigNotFoundError(
+                f"contig {contig!r} ({self.contigs[contig]} bp) of {self.path} is not in "
+                f"reference={self.reference.path}, or has another length there; pass the genome that it was made with"
+            )
+
+    def _check_all_references(self) -> None:
+        """Without a local reference htslib would go and look where the header says."""
+        if self.kind != "CRAM":
+            return
+        known = set() if self.reference is None else set(self._reference_names)
+        lines = self.header.get("SQ", [])
+        assert isinstance(lines, list)
+        for line in lines:
+            if line["SN"] not in known and "://" in line.get("UR", "").removeprefix("file://"):
+                raise ContigNotFoundError(
+                    f"{self.path} names a remote reference for contig {line['SN']!r} ({line['UR']}), and nothing is "
+                    "ever downloaded; pass reference= with all of its contigs"
+                )
+
+    def _check_cram(self) -> None:
+        end = _CRAM_ENDS.get(self._version_of_cram or 0)
+        if end is None:
+            raise FileFormatError(f"{self.path} is CRAM of version {self._version_of_cram}; expected version 2 or 3")
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, self._version[0] - len(end)))
+            if stream.read() != end:
+                raise FileFormatError(
+                    f"{self.path} is truncated: the container that ends a CRAM file is missing; fetch or write it again"
+                )
+        if self.reference is None:
+            self._check_all_references()
+
+    # Index
+
+    def _indexed(self) -> tuple[Path, Path]:
+        """A file that can be read at any place, and its index."""
+        if self.kind not in ("BAM", "CRAM"):
+            path = Path(f"{cache_stem(self.path, 'alignments')}.bam")
+            if not path.exists():
+                self._sort(path)
+        else:
+            path = self.path
+        suffix = "crai" if self.kind == "CRAM" else "csi"
+        cached = Path(f"{cache_stem(self.path, 'alignments')}.{suffix}")
+        if cached.exists():
+            return path, cached
+        beside = None if path is not self.path else _index_beside(path, suffix)
+        if beside is not None and self._version[0] > _SMALL_BYTES:
+            if index_fits(path, beside, len(self.contigs), self._version[1]):
+                return path, beside
+            warnings.warn(
+                f"the index {beside} is older than {path} or does not fit it; a new one is made in {cached.parent}",
+                GenosparseWarning,
+                stacklevel=6,
+            )
+        self._make(cached, lambda made: self._build_index(path, made))
+        return path, cached
+
+    def _build_index(self, path: Path, made: Path) -> None:
+        try:
+            samtools("index", *([] if self.kind == "CRAM" else ["-c"]), "-o", str(made), str(path))
+        except pysam.SamtoolsError as error:
+            self._explain_order()
+            raise FileFormatError(f"{self.path} is damaged: samtools cannot index it ({_reason(error)})") from None
+
+    def _sort(self, sorted_path: Path) -> None:
+        for _ in self.batches():  # says what is wrong with it better than samtools sort
+            pass
+        warnings.warn(
+            f"{self.path} cannot be read at any place; a sorted copy is made in {sorted_path.parent} "
+            "(make it BAM with `samtools sort` to do without)",
+            GenosparseWarning,
+            stacklevel=6,
+        )
+
+        def sort(made: Path) -> None:
+            try:
+                samtools("sort", "-O", "bam", "-o", str(made), str(self.path))
+            except pysam.SamtoolsError as error:
+                raise FileFormatError(f"{self.path} is damaged: samtools cannot sort it ({_reason(error)})") from None
+
+        self._make(sorted_path, sort)
+
+    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
+        """Let ``make`` write a file of the cache, which appears whole."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".genosparse-", dir=path.parent) as workspace:
+                made = Path(workspace) / path.name
+                make(made)
+                made.replace(path)
+        except OSError as error:
+            if isinstance(error, GenosparseError):
+                raise
+            raise OutputError(
+                f"{path.name}, which {self.path} needs, cannot be written in {path.parent} ({error.strerror}); "
+                "set XDG_CACHE_HOME to a folder that can be written"
+            ) from None
+
+    def _explain_order(self) -> None:
+        """Raise where the records are not sorted by position."""
+        last = (-1, -1)
+        for records in self.batches():
+            contigs, positions = records.int64("contig"), records.position0
+            contigs = np.where(contigs < 0, len(self.contigs), contigs)
+            before = np.concatenate([[last[0]], contigs[:-1]]), np.concatenate([[last[1]], positions[:-1]])
+            wrong = (contigs < before[0]) | ((contigs == before[0]) & (positions < before[1]))
+            wrong &= contigs < len(self.contigs)
+            if wrong.any():
+                raise FileFormatError(
+                    f"{self.path} is not sorted by position (read {records.name(int(np.argmax(wrong)))!r} comes too "
+                    "late), so that an interval cannot be read from it; run `samtools sort`"
+                )
+            last = int(contigs[-1]), int(positions[-1])
+
+    def _check_sam_names(self) -> None:
+        """htslib takes reads on contigs that the header does not declare for unmapped ones, which loses them."""
+        with TextLines(self.path, _EXPECTED, keep_bytes=True) as lines:
+            for line in lines:
+                if line.startswith("@"):
+                    continue
+                columns = line.split("\t", 7)
+                for column in columns[2:3] + [name for name in columns[6:7] if name != "="]:
+                    if column != "*" and column not in self.contigs:
+                        raise FileFormatError(
+                            f"{self.path}, line {lines.line_number}: contig {column!r} is not declared by an @SQ line "
+                            "of the header; add the header of the genome, as with `samtools reheader`"
+                        )
+
+
+def _kind(path: Path) -> str:
+    """BAM, CRAM, SAM, or "BAM stream" for BAM that bgzip did not compress."""
+    with path.open("rb") as stream:
+        raw = stream.read(_HEAD_BYTES)
+    if raw.startswith(b"CRAM"):
+        return "CRAM"
+    if is_bgzf(raw):
+        check_bgzf_end(path)
+    head = read_head(path, _HEAD_BYTES) if is_gzip(raw) else raw
+    if head.startswith(b"BAM\x01"):
+        if is_gzip(raw) and not is_bgzf(raw):
+            raise FileFormatError(
+                f"{path} is BAM compressed by ordinary gzip, which no tool reads; `gunzip -c {path} | bgzip` mends it"
+            )
+        return "BAM" if is_bgzf(raw) else "BAM stream"
+    first = head.split(b"\n", 1)[0]
+    if first.startswith(_SAM_HEADER) or first.count(b"\t") >= _LEAST_SAM_COLUMNS - 1:
+        return "SAM"
+    shown = repr(first[:40].decode("utf-8", "replace"))
+    raise FileFormatError(f"{path} is not {_EXPECTED}: it begins with {shown}")
+
+
+def _index_beside(path: Path, suffix: str) -> Path | None:
+    suffixes = ["bai", "csi"] if suffix == "csi" else [suffix]
+    names = [name for each in suffixes for name in (Path(f"{path}.{each}"), path.with_suffix(f".{each}"))]
+    return next((name for name in names if name.is_file()), None)
+
+
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[BinaryIO]:
+    """A file in memory, or a temporary one where there are none."""
+    if hasattr(os, "memfd_create"):
+        with os.fdopen(os.memfd_create("genosparse"), "w+b") as file:
+            yield file
+    else:
+        with tempfile.TemporaryFile() as file:
+            yield file
+
+
+def _unpacked(scratch: BinaryIO) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """What a BAM file holds behind the text of its header: its contigs and records."""
+    blocks, at = [], 0
+    with mmap.mmap(scratch.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as packed:
+        while at < len(packed):
+            end = at + (packed[at + 16] | packed[at + 17] << 8) + 1
+            with packed[at + _BGZF_HEADER_BYTES : end - _BGZF_FOOTER_BYTES] as block:
+                blocks.append(zlib.decompress(block, -zlib.MAX_WBITS, _MOST_BLOCK_BYTES))
+            at = end
+    data = np.frombuffer(b"".join(blocks), np.uint8)
+    text_bytes = int(data[4:8].view("<i4")[0])
+    return data[8 + text_bytes + 4 :]  # "BAM\1", length of the text, text, number of contigs
+
+
+def _forbid_downloads() -> None:
+    """htslib asks the servers that REF_PATH names for what it lacks to decode CRAM."""
+    if "://" in os.environ.get("REF_PATH", ""):
+        os.environ["REF_PATH"] = os.devnull
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[-1][:120] if text else type(error).__name__

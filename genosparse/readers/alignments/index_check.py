@@ -1,0 +1,139 @@
+"""Whether an index belongs to its BAM or CRAM file.
+
+htslib trusts an index blindly: one of another file, or of an earlier version of this one, loses reads without a word.
+Layouts: section 5.2 of the SAM specification (BAI), the CSI specification, section 12 of the CRAM specification (CRAI).
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pysam
+from numpy.typing import NDArray
+
+from genosparse.readers._htslib import quiet_htslib
+
+__all__ = ["index_fits"]
+
+_RECORD = struct.Struct("<iii")  # size, contig, position of a BAM record
+_NUM_SAMPLED = 64
+_BAI_PSEUDO_BIN = 37450
+
+
+def index_fits(path: Path, index: Path, num_contigs: int, changed: int) -> bool:
+    """Check an index against its file, at a sample of places and at the file's end.
+
+    Args:
+        path: A BAM or CRAM file.
+        index: Its BAI, CSI or CRAI file.
+        num_contigs: Contigs in the header of ``path``.
+        changed: When ``path`` was changed, in nanoseconds.
+    """
+    try:
+        if index.stat().st_mtime_ns < changed:
+            return False
+        data = index.read_bytes()
+        if data[:2] == b"\x1f\x8b":
+            data = gzip.decompress(data)
+        if index.suffix == ".crai":
+            return _crai_fits(path, data)
+        with quiet_htslib(), pysam.BGZFile(str(path), "rb") as stream:
+            return _bins_fit(stream, data, num_contigs)
+    except (OSError, EOFError, zlib.error, struct.error, ValueError, IndexError, OverflowError):
+        return False
+
+
+def _bins_fit(stream: pysam.BGZFile, data: bytes, num_contigs: int) -> bool:
+    is_csi = data[:4] == b"CSI\x01"
+    if not is_csi and data[:4] != b"BAI\x01":
+        return False
+    at, pseudo_bin = 4, _BAI_PSEUDO_BIN
+    if is_csi:
+        _, depth, aux_bytes = struct.unpack_from("<iii", data, at)
+        at, pseudo_bin = at + 12 + aux_bytes, ((1 << 3 * (depth + 1)) - 1) // 7 + 1
+    (count,) = struct.unpack_from("<i", data, at)
+    at += 4
+    if count != num_contigs:
+        return False
+    chunks, contigs = [], []
+    for contig in range(count):
+        (num_bins,) = struct.unpack_from("<i", data, at)
+        at += 4
+        for _ in range(num_bins):
+            (number,) = struct.unpack_from("<I", data, at)
+            at += 12 if is_csi else 4
+            (num_chunks,) = struct.unpack_from("<i", data, at)
+            at += 4
+            if number != pseudo_bin:
+                chunks.append(np.frombuffer(data, "<u8", 2 * num_chunks, at).reshape(-1, 2))
+                contigs += [contig] * num_chunks
+            at += 16 * num_chunks
+        if not is_csi:
+            (num_windows,) = struct.unpack_from("<i", data, at)
+            at += 4 + 8 * num_windows
+    if at not in (len(data), len(data) - 8):  # the number of reads without a place may follow
+        return False
+    return _chunks_fit(stream, np.concatenate([np.empty((0, 2), "<u8"), *chunks]), np.array(contigs))
+
+
+def _chunks_fit(stream: pysam.BGZFile, chunks: NDArray[np.uint64], contigs: NDArray[np.int64]) -> bool:
+    """Chunks leave no gap in the file, and each begins with a record of its contig."""
+    order = np.argsort(chunks[:, 0], kind="stable")
+    chunks, contigs = chunks[order], contigs[order]
+    # samtools joins chunks of a bin that are in one block, over those of other bins between them.
+    begins, ends = chunks[:, 0], np.maximum.accumulate(chunks[:, 1])
+    touches = (begins[1:] <= ends[:-1]) | (begins[1:] & 0xFFFF == 0)
+    if not touches.all() or (np.diff(contigs) < 0).any():
+        return False
+    for number in np.unique(np.linspace(0, len(chunks) - 1, min(len(chunks), _NUM_SAMPLED)).astype(int)).tolist():
+        stream.seek(int(begins[number]))
+        if _RECORD.unpack(stream.read(_RECORD.size))[1] != contigs[number]:
+            return False
+    if not len(chunks):
+        return True
+    stream.seek(int(ends[-1]))
+    rest = stream.read(_RECORD.size)
+    return not rest or _RECORD.unpack(rest)[1] == -1  # reads without a place come last
+
+
+def _crai_fits(path: Path, data: bytes) -> bool:
+    """Each line names a container, which begins with its contig and ends where the next begins."""
+    lines = [tuple(map(int, line.split(b"\t"))) for line in data.splitlines()]
+    if not lines or any(len(line) != 6 for line in lines):
+        return False
+    offsets = sorted({line[3] for line in lines})
+    contigs: dict[int, set[int]] = {}
+    for line in lines:
+        contigs.setdefault(line[3], set()).add(line[0])
+    sampled = np.unique(np.linspace(0, len(offsets) - 1, min(len(offsets), _NUM_SAMPLED)).astype(int)).tolist()
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        for number in sampled:
+            stream.seek(offsets[number])
+            head = stream.read(64)
+            (length,) = struct.unpack_from("<i", head)
+            contig, at = _itf8(head, 4)
+            if contig != -2 and {contig} != contigs[offsets[number]]:  # -2: several contigs
+                return False
+            for _ in range(3):  # start, span, number of records
+                _, at = _itf8(head, at)
+            following = offsets[number + 1] if number + 1 < len(offsets) else size
+            # The rest of the header, up to 60 bytes of numbers, has no length of its own.
+            if not 0 <= following - offsets[number] - length - at <= 60:
+                return False
+    return True
+
+
+def _itf8(data: bytes, at: int) -> tuple[int, int]:
+    """An integer of CRAM's variable length, and where it ends."""
+    first = data[at]
+    extra = 4 if first >= 0xF0 else 3 if first >= 0xE0 else 2 if first >= 0xC0 else 1 if first >= 0x80 else 0
+    if extra == 4:
+        value = (first & 0xF) << 28 | int.from_bytes(data[at + 1 : at + 4], "big") << 4 | data[at + 4] & 0xF
+    else:
+        value = (first & (0xFF >> (extra + 1))) << 8 * extra | int.from_bytes(data[at + 1 : at + 1 + extra], "big")
+    return (value - (1 << 32) if value >= 1 << 31 else value), at + 1 + extra

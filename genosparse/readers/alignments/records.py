@@ -1,0 +1,308 @@
+"""Alignment records as arrays: many reads at a time, straight from BAM's bytes.
+
+Layout: section 4.2 of the SAM specification. Legend: R reads, O CIGAR operations.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from genosparse.errors import FileFormatError
+
+__all__ = [
+    "ALIGNED",
+    "CIGAR_LETTERS",
+    "DELETED",
+    "INSERTED",
+    "SOFT_CLIPPED",
+    "Flag",
+    "Operations",
+    "Records",
+]
+
+Ints = NDArray[np.int64]
+
+CIGAR_LETTERS = "MIDNSHP=X"
+INSERTED, DELETED, SOFT_CLIPPED = 1, 2, 4
+_PADDING = 6
+#: By operation: whether it pairs bases of the read with positions of the reference (M, =, X).
+ALIGNED = np.isin(np.arange(16), (0, 7, 8))
+_TAKES_REFERENCE = np.isin(np.arange(16), (0, 2, 3, 7, 8))
+_TAKES_READ = np.isin(np.arange(16), (0, 1, 4, 7, 8))
+
+_FIELDS = np.dtype(
+    [
+        ("size", "<i4"), ("contig", "<i4"), ("position0", "<i4"), ("name_bytes", "u1"), ("mapping_quality", "u1"),
+        ("bin", "<u2"), ("num_operations", "<u2"), ("flags", "<u2"), ("num_bases", "<i4"), ("mate_contig", "<i4"),
+        ("mate_position0", "<i4"), ("template_length", "<i4"),
+    ]
+)  # fmt: skip
+_NO_FIELDS = np.empty(0, _FIELDS)
+_INT32 = struct.Struct("<i")
+_TAG_SIZES = {"A": 1, "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "f": 4}
+
+
+class Flag:
+    """Bits of FLAG."""
+
+    PAIRED = 0x1
+    UNMAPPED = 0x4
+    MATE_UNMAPPED = 0x8
+    REVERSE = 0x10
+    SECOND_MATE = 0x80
+    SECONDARY = 0x100
+    QC_FAIL = 0x200
+    DUPLICATE = 0x400
+    SUPPLEMENTARY = 0x800
+
+
+@dataclass(frozen=True)
+class Records:
+    """Alignment records over one buffer of BAM bytes.
+
+    Attributes:
+        buffer: The bytes, uint8.
+        starts: Where each record begins in the buffer, int64 ``[R]``.
+        fields: The fixed fields of each, structured ``[R]``.
+        path: The file that they are from, for messages.
+    """
+
+    buffer: NDArray[np.uint8]
+    starts: Ints
+    fields: NDArray[np.void]
+    path: Path
+
+    @classmethod
+    def parse(cls, buffer: NDArray[np.uint8], path: Path) -> Records:
+        """Find the records in a buffer that holds whole ones alone."""
+        view = buffer.data
+        starts, at, end = [], 0, len(view)
+        size_at = _INT32.unpack_from
+        while at < end:
+            starts.append(at)
+            at += 4 + size_at(view, at)[0]
+        where = np.array(starts, np.int64)
+        fields = sliding_window_view(buffer, _FIELDS.itemsize)[where].view(_FIELDS)[:, 0] if starts else _NO_FIELDS
+        return cls(buffer, where, fields, path)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def where(self, chosen: NDArray[np.bool_]) -> Records:
+        """Some of the records."""
+        return self if chosen.all() else Records(self.buffer, self.starts[chosen], self.fields[chosen], self.path)
+
+    def int64(self, field: str) -> Ints:
+        """A fixed field as int64 ``[R]``."""
+        values: Ints = self.fields[field].astype(np.int64)
+        return values
+
+    @cached_property
+    def flags(self) -> Ints:
+        """FLAG, ``[R]``."""
+        return self.int64("flags")
+
+    @cached_property
+    def position0(self) -> Ints:
+        """0-based position of the first aligned base, -1 where there is none, ``[R]``."""
+        return self.int64("position0")
+
+    @cached_property
+    def num_bases(self) -> Ints:
+        """Length of SEQ, 0 where it is not stored, ``[R]``."""
+        return self.int64("num_bases")
+
+    @cached_property
+    def sequence_starts(self) -> Ints:
+        """Where each SEQ begins in the buffer, two bases to the byte, the first in the high bits, ``[R]``."""
+        return self._cigar_starts + 4 * self.int64("num_operations")
+
+    @cached_property
+    def quality_starts(self) -> Ints:
+        """Where each QUAL begins in the buffer, one byte each, 255 for missing, ``[R]``."""
+        return self.sequence_starts + (self.num_bases + 1) // 2
+
+    @property
+    def _cigar_starts(self) -> Ints:
+        return self.starts + _FIELDS.itemsize + self.fields["name_bytes"]
+
+    def name(self, index: int) -> str:
+        """QNAME of a record."""
+        start = int(self.starts[index]) + _FIELDS.itemsize
+        end = start + int(self.fields["name_bytes"][index]) - 1
+        return self.buffer[start:end].tobytes().decode("ascii", "replace")
+
+    def name_hashes(self, chosen: Ints) -> NDArray[np.uint64]:
+        """A hash of 64 bits of QNAME for some of the records, alike in every run; uint64 ``[len(chosen)]``."""
+        sizes = self.fields["name_bytes"][chosen].astype(np.int64) - 1
+        width = int(sizes.max(initial=0))
+        starts = self.starts[chosen] + _FIELDS.itemsize
+        column = np.arange(width)
+        letters = self.buffer[np.minimum(starts[:, None] + column, len(self.buffer) - 1)]
+        letters = np.where(column < sizes[:, None], letters, 0).astype(np.uint64)
+        return _mixed((letters * _COLUMN_WEIGHTS[:width]).sum(axis=1, dtype=np.uint64))
+
+    @cached_property
+    def ranks(self) -> NDArray[np.uint64]:
+        """What decides which reads stay where there are too many: by name, so that mates stay together, ``[R]``."""
+        kinds = (self.flags & 0xFF ^ self.flags >> 4).astype(np.uint64)
+        return self.name_hashes(np.arange(len(self))) & ~np.uint64(0xFF) | kinds & np.uint64(0xFF)
+
+    @cached_property
+    def operations(self) -> Operations:
+        """The CIGAR operations of all records, one after the other.
+
+        Raises:
+            FileFormatError: A CIGAR and its sequence differ in length.
+        """
+        raw, count = self._cigars
+        operations = Operations.of(raw, count, self.position0)
+        wrong = (self.num_bases != operations.read_lengths) & (self.num_bases > 0) & (count > 0)
+        if wrong.any():
+            raise FileFormatError(
+                f"{self.path}: the CIGAR and the sequence of read {self.name(int(np.argmax(wrong)))!r} differ in "
+                "length; fetch or write the file again"
+            )
+        return operations
+
+    def cigars(self) -> list[str]:
+        """CIGAR of each record as text, ``*`` where there is none."""
+        raw, count = self._cigars
+        pairs = zip((raw >> 4).tolist(), (raw & 15).tolist(), strict=True)
+        texts = [f"{length}{CIGAR_LETTERS[kind]}" for length, kind in pairs]
+        ends = np.cumsum(count).tolist()
+        return ["".join(texts[start:end]) or "*" for start, end in pairwise([0, *ends])]
+
+    @cached_property
+    def _cigars(self) -> tuple[NDArray[np.uint32], Ints]:
+        """Packed operations (length << 4 | kind) ``[O]`` and their number in each record ``[R]``."""
+        count = self.int64("num_operations")
+        raw = self._raw_operations(self._cigar_starts, count)
+        long = self._long_cigars(raw, count)
+        if long:
+            parts = np.split(raw, np.cumsum(count)[:-1])
+            for index, whole in long.items():
+                parts[index], count[index] = whole, len(whole)
+            raw = np.concatenate(parts)
+        return raw, count
+
+    def _raw_operations(self, starts: Ints, count: Ints) -> NDArray[np.uint32]:
+        size = 4 * count
+        at = np.repeat(starts - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        operations: NDArray[np.uint32] = self.buffer[at].view("<u4")
+        return operations
+
+    def _long_cigars(self, raw: NDArray[np.uint32], count: Ints) -> dict[int, NDArray[np.uint32]]:
+        """CIGARs of more than 65,535 operations: BAM keeps them in the tag CG, behind a stand-in of two."""
+        first = np.cumsum(count) - count
+        maybe = np.flatnonzero((count == 2) & (self.num_bases > 0))
+        maybe = maybe[raw[first[maybe]] == (self.num_bases[maybe] << 4 | SOFT_CLIPPED)]
+        maybe = maybe[raw[first[maybe] + 1] & 15 == 3]
+        found = {}
+        for index in maybe.tolist():
+            if (whole := self._cg_tag(index)) is not None:
+                found[index] = whole
+        return found
+
+    def _cg_tag(self, index: int) -> NDArray[np.uint32] | None:
+        at = int(self.quality_starts[index] + self.num_bases[index])
+        end = int(self.starts[index]) + 4 + int(self.fields["size"][index])
+        tags = self.buffer[at:end].tobytes()
+        at = 0
+        while at < len(tags):
+            tag, kind = tags[at : at + 2], chr(tags[at + 2])
+            at += 3
+            if kind in "ZH":
+                at = tags.index(0, at) + 1
+            elif kind == "B":
+                length = _INT32.unpack_from(tags, at + 1)[0]
+                size = _TAG_SIZES[chr(tags[at])] * length
+                if tag == b"CG":
+                    return np.frombuffer(tags, "<u4", length, at + 5)
+                at += 5 + size
+            else:
+                at += _TAG_SIZES[kind]
+        return None
+
+
+@dataclass(frozen=True)
+class Operations:
+    """CIGAR operations of many reads, one after the other; padding (P) is left out.
+
+    Attributes:
+        count: Operations of each read, ``[R]``.
+        read: The read of each operation, ``[O]``.
+        kind: Index in ``CIGAR_LETTERS``, ``[O]``.
+        length: ``[O]``.
+        position0: Reference position at which each begins, ``[O]``.
+        offset: Base of the read at which each begins, ``[O]``.
+        ends: Reference position after each read's last base, ``[R]``; its position + 1 where it takes no reference.
+        read_lengths: Bases that each CIGAR takes of its read, ``[R]``.
+    """
+
+    count: Ints
+    read: Ints
+    kind: Ints
+    length: Ints
+    position0: Ints
+    offset: Ints
+    ends: Ints
+    read_lengths: Ints
+
+    @classmethod
+    def of(cls, raw: NDArray[np.uint32], count: Ints, position0: Ints) -> Operations:
+        """Lay out packed operations (length << 4 | kind) ``[O]``, ``count`` of each read ``[R]``."""
+        read = np.repeat(np.arange(len(count)), count)
+        kept = (raw & 15 != _PADDING) & (raw >> 4 > 0)
+        if not kept.all():
+            raw, read = raw[kept], read[kept]
+            count = np.bincount(read, minlength=len(count))
+        kind, length = (raw & 15).astype(np.int64), (raw >> 4).astype(np.int64)
+        first = np.cumsum(count) - count
+        on_reference, reference_lengths = _running(length * _TAKES_REFERENCE[kind], first, count)
+        offset, read_lengths = _running(length * _TAKES_READ[kind], first, count)
+        on_reference += position0[read]
+        ends = position0 + np.maximum(reference_lengths, 1)
+        return cls(count, read, kind, length, on_reference, offset, ends, read_lengths)
+
+    def beside(self, at: Ints, step: int) -> Ints:
+        """The operation ``step`` (1 or -1) further in the same read; -1 where there is none."""
+        other = at + step
+        inside = (other >= 0) & (other < len(self.read))
+        inside &= self.read[np.where(inside, other, 0)] == self.read[at]
+        return np.where(inside, other, -1)
+
+    @cached_property
+    def is_aligned(self) -> NDArray[np.bool_]:
+        """Whether an operation pairs bases of the read with the reference's, ``[O]``."""
+        return ALIGNED[self.kind]
+
+    @cached_property
+    def is_first(self) -> NDArray[np.bool_]:
+        """Whether an operation is the first of its read, ``[O]``."""
+        return np.diff(self.read, prepend=-1) != 0
+
+
+def _running(values: Ints, first: Ints, count: Ints) -> tuple[Ints, Ints]:
+    """Sums before each operation within its read ``[O]``, and over each read ``[R]``."""
+    sums = np.concatenate([[0], np.cumsum(values)])
+    return sums[:-1] - np.repeat(sums[first], count), sums[first + count] - sums[first]
+
+
+def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finalizer of splitmix64 (Steele et al. 2014): every bit depends on every other."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+# Odd multipliers of a name's letters.
+_COLUMN_WEIGHTS = _mixed(np.arange(1, 256, dtype=np.uint64)) | np.uint64(1)
