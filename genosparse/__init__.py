@@ -14,6 +14,7 @@ _HOMES = {
     "Embeddings": "genosparse.embedding",
     "Encoder": "genosparse.encoder",
     "EncoderConfig": "genosparse.encoder",
+    "Feature": "genosparse.readers",
     "Genome": "genosparse.readers",
     "GenosparseError": "genosparse.errors",
     "Genotype": "genosparse.readers",
@@ -30,6 +31,8 @@ _HOMES = {
     "normalize": "genosparse.normalization",
     "normalize_variants": "genosparse.normalization",
     "read_bed": "genosparse.intervals",
+    "read_features": "genosparse.readers",
+    "read_intervals": "genosparse.readers",
     "read_variants": "genosparse.readers",
     "score_variants": "genosparse.variant_effect",
     "sparse_attention": "genosparse.attention",
@@ -53,11 +56,14 @@ if TYPE_CHECKING:
     from genosparse.normalization import normalize_variants as normalize_variants
     from genosparse.readers import Alignments as Alignments
     from genosparse.readers import Channels as Channels
+    from genosparse.readers import Feature as Feature
     from genosparse.readers import Genome as Genome
     from genosparse.readers import Genotype as Genotype
     from genosparse.readers import Read as Read
     from genosparse.readers import ReadFilters as ReadFilters
     from genosparse.readers import Variant as Variant
+    from genosparse.readers import read_features as read_features
+    from genosparse.readers import read_intervals as read_intervals
     from genosparse.readers import read_variants as read_variants
     from genosparse.tokenizers import NucleotideTokenizer as NucleotideTokenizer
     from genosparse.variant_effect import VariantScores as VariantScores

@@ -164,3 +164,44 @@ def test_real_bed_files(test_data):
     for name in ("pyfaidx/malformed.bed", "nucleus/nucleus/testdata/malformed.bed"):
         with pytest.raises(FileFormatError, match=r"malformed\.bed, line \d+: "):
             list(read_bed(test_data / "edge_cases" / name))
+
+
+BED12 = "one\t100\t200\tx\t0\t-\t110\t190\t0\t2\t10,20,\t0,80,"
+
+
+def test_bed12_whole_or_by_block(tmp_path):
+    path = tmp_path / "a.bed"
+    path.write_text(f"{BED12}\none\t5\t9\n")
+    assert list(read_bed(path)) == [Interval("one", 100, 200, "-", "x"), Interval("one", 5, 9)]
+    assert list(read_bed(path, blocks=True)) == [
+        Interval("one", 100, 110, "-", "x"), Interval("one", 180, 200, "-", "x"), Interval("one", 5, 9),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("\t2\t10,", "\t3\t10,", "blockCount is 3, with 2 block sizes and 2 block starts"),
+        ("10,20,", "10,21,", "block of 21 bases, 80 after the start, does not lie within"),
+        ("0,80,", "-1,80,", "block of 10 bases, -1 after the start"),
+        ("110\t190", "90\t190", "thick part 90-190 does not lie within"),
+        ("10,20,", "10,x,", "are not whole numbers"),
+    ],
+)
+def test_bed12_that_contradicts_itself(tmp_path, old, new, message):
+    path = tmp_path / "a.bed"
+    path.write_text(f"one\t1\t2\n{BED12.replace(old, new)}\n")
+    with pytest.raises(FileFormatError, match=rf"a\.bed, line 2: .*{message}"):
+        list(read_bed(path))
+
+
+def test_regions_with_known_lengths():
+    lengths = {"one": 50, "a:1-2": 9, "a": 5}
+    assert parse_region("one", lengths) == Interval("one", 0, 50)
+    assert parse_region("one:11", lengths) == parse_region("one:11-", lengths) == Interval("one", 10, 50)
+    with pytest.raises(IntervalError, match=r"'a:1-2' is a contig, and a region of contig 'a'"):
+        parse_region("a:1-2", lengths)
+    with pytest.raises(IntervalError, match="the length of 'two' is not known"):
+        parse_region("two:5-", lengths)
+    with pytest.raises(IntervalError, match="is not a region"):
+        parse_region("one:5-")

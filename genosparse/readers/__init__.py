@@ -2,6 +2,7 @@
 
 from genosparse.readers.alignments import Alignments, Channels, Read, ReadFilters
 from genosparse.readers.alleles import AlleleKind, allele_kind
+from genosparse.readers.annotations import Feature, read_features, read_intervals
 from genosparse.readers.fasta import Genome
 from genosparse.readers.genotypes import Genotype
 from genosparse.readers.variants import Variant, VcfText, open_vcf_text, parse_vcf_line, read_variants
@@ -10,6 +11,7 @@ __all__ = [
     "Alignments",
     "AlleleKind",
     "Channels",
+    "Feature",
     "Genome",
     "Genotype",
     "Read",
@@ -19,5 +21,7 @@ __all__ = [
     "allele_kind",
     "open_vcf_text",
     "parse_vcf_line",
+    "read_features",
+    "read_intervals",
     "read_variants",
 ]

@@ -13,19 +13,18 @@ import os
 import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pysam
-from Bio import BiopythonWarning
-from Bio.GenBank.Scanner import EmblScanner, GenBankScanner
 from numpy.typing import NDArray
 
 from genosparse.errors import FileFormatError, GenosparseError, GenosparseWarning, OutputError
-from genosparse.inputs import damaged_error, is_gzip, read_head, truncated_error
+from genosparse.inputs import TextLines, damaged_error, is_gzip, read_head, truncated_error
+from genosparse.readers._flat_files import FLAT_FILE_STARTS, contig_name, flat_file_records
 
 __all__ = ["EXPECTED", "cache_stem", "circular_contigs", "copy_of", "make_copy", "sequence_format"]
 
@@ -40,11 +39,9 @@ _LETTERS = bytes(range(33, 127))
 _BYTES_BEFORE_NOTICE = 1 << 26
 _TWOBIT_BASES = np.array([[ord("TCAG"[byte >> shift & 3]) for shift in (6, 4, 2, 0)] for byte in range(256)], np.uint8)
 _TWOBIT_SIGNATURES = {b"\x43\x27\x41\x1a": "little", b"\x1a\x41\x27\x43": "big"}
-_STARTS = ((b">", "fasta"), (b"LOCUS ", "genbank"), (b"ID   ", "embl"))
+_STARTS = ((b">", "fasta"), *((start.encode(), kind) for kind, start in FLAT_FILE_STARTS.items()))
 _OTHER_FORMATS = ((b"@", ", like FASTQ or SAM"), (b"##", ", like GFF or VCF"))
 _NAMES = {"fasta": "FASTA", "twobit": "2bit", "genbank": "GenBank", "embl": "EMBL"}
-# Of the many things that biopython warns of, those that mean lost or spoilt sequence.
-_DAMAGE = "Expected sequence length|Premature end of file|Invalid indentation for sequence"
 
 
 def sequence_format(path: Path) -> str:
@@ -330,32 +327,15 @@ def _overlapping(blocks: NDArray[np.int64], start: int, end: int) -> list[list[i
 
 
 def _write_flat_file(path: Path, kind: str, writer: _Writer) -> None:
-    scanner: Callable[[], Any] = {"genbank": GenBankScanner, "embl": EmblScanner}[kind]
-    with _opened(path) as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore", BiopythonWarning)
-        warnings.filterwarnings("error", _DAMAGE, BiopythonWarning)
-        text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace")
-        try:
-            for record in scanner().parse_records(text, do_features=False):
-                contig = next((name for name in (record.id, record.name) if name.strip(".")), "")
-                if not len(record.seq) or not record.seq.defined:
-                    raise FileFormatError(
-                        f"{path}: record {contig!r} has no sequence; fetch the file with its sequences "
-                        "(NCBI: 'GenBank (full)')"
-                    )
-                _begin(contig.encode(), writer)
-                writer.write(bytes(record.seq))
-                if record.annotations.get("topology") == "circular":
-                    writer.circular.append(contig)
-        except FileFormatError:
-            raise
-        except (EOFError, OSError, zlib.error):
-            raise
-        except (BiopythonWarning, ValueError, LookupError, AssertionError, TypeError, AttributeError) as error:
-            raise FileFormatError(
-                f"{path} is truncated or damaged {_NAMES[kind]} ({_one_line(error)}); fetch it again"
-            ) from None
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+    with TextLines(path, EXPECTED, keep_bytes=True) as lines:
+        for record in flat_file_records(lines, kind, features=False):
+            contig = contig_name(record)
+            if not len(record.seq) or not record.seq.defined:
+                raise FileFormatError(
+                    f"{path}: record {contig!r} has no sequence; fetch the file with its sequences "
+                    "(NCBI: 'GenBank (full)')"
+                )
+            writer.begin(contig.encode("utf-8", "surrogateescape"))
+            writer.write(bytes(record.seq))
+            if record.annotations.get("topology") == "circular":
+                writer.circular.append(contig)
