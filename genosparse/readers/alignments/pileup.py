@@ -258,12 +258,13 @@ class Pileup:
         passed = np.flatnonzero(self._anchors_count(records, self._visible_from(records), places))
         operations = records.operations
         for anchor in passed[wanted[places.position0[passed] - self.start]].tolist():
-            operation, read = int(places.operation[anchor]), int(places.read[anchor])
-            end = operation + 1
-            while end < len(operations.kind) and operations.kind[end] == INSERTED and operations.read[end] == read:
-                end += 1
-            length = int(operations.length[operation:end].sum())
-            yield int(places.position0[anchor]) - self.start, read, int(operations.offset[operation]), length
+            operation = places.operation[anchor]
+            yield (
+                int(places.position0[anchor]) - self.start,
+                int(places.read[anchor]),
+                int(operations.offset[operation]),
+                int(operations.length[operation]),
+            )
 
     def passing(self, records: Records) -> Records:
         """The records that count."""

@@ -235,7 +235,7 @@ class Records:
 
 @dataclass(frozen=True)
 class Operations:
-    """CIGAR operations of many reads, one after the other; padding (P) is left out.
+    """CIGAR operations of many reads, one after the other; without padding (P), and with neighbours of a kind as one.
 
     Attributes:
         count: Operations of each read, ``[R]``.
@@ -262,10 +262,13 @@ class Operations:
         """Lay out packed operations (length << 4 | kind) ``[O]``, ``count`` of each read ``[R]``."""
         read = np.repeat(np.arange(len(count)), count)
         kept = (raw & 15 != _PADDING) & (raw >> 4 > 0)
-        if not kept.all():
-            raw, read = raw[kept], read[kept]
-            count = np.bincount(read, minlength=len(count))
+        raw, read = raw[kept], read[kept]
         kind, length = (raw & 15).astype(np.int64), (raw >> 4).astype(np.int64)
+        begins = (np.diff(kind, prepend=-1) != 0) | (np.diff(read, prepend=-1) != 0)
+        if not begins.all():
+            at = np.flatnonzero(begins)
+            kind, length, read = kind[at], np.add.reduceat(length, at), read[at]
+        count = np.bincount(read, minlength=len(count))
         first = np.cumsum(count) - count
         on_reference, reference_lengths = _running(length * _TAKES_REFERENCE[kind], first, count)
         offset, read_lengths = _running(length * _TAKES_READ[kind], first, count)

@@ -116,7 +116,7 @@ def reads(draw: st.DrawFn, number: int) -> list[str]:
 UPTO60 = bytes(value % 60 for value in range(256))
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_every_channel_is_what_one_base_at_a_time_gives(tmp_path: Path, data: st.DataObject) -> None:
     lines = [line for number in range(data.draw(st.integers(0, 8))) for line in data.draw(reads(number))]
