@@ -5,7 +5,6 @@ thread of each process has its own.
 """
 
 import os
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from genosparse.contigs import ContigMatcher, contig_not_found
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
 from genosparse.intervals import Interval
-from genosparse.readers._htslib import quiet_htslib
+from genosparse.readers._htslib import PerThread, quiet_htslib
 from genosparse.readers.fasta_index import check_version, find_or_make_index
 from genosparse.tokenizers import ENCODE_TABLE, REFUSED, NucleotideTokenizer
 
@@ -62,24 +61,19 @@ class Genome:
         found = find_or_make_index(self.path)
         self._files, self._version = found.files, found.version
         self.contigs: dict[str, int] = found.contigs
-        self._handles: threading.local | None = threading.local()
+        self._handles: PerThread[pysam.FastaFile] | None = PerThread(self._open)
         self._handle()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))
 
     def _handle(self) -> pysam.FastaFile:
         """This thread's handle; opened where there is none, as after a fork, whose handle is the parent's."""
-        handles = self._handles
-        if handles is None:
+        if self._handles is None:
             raise GenosparseError(f"{self.path} has been closed; open it again with Genome(path)")
-        process = os.getpid()
-        if getattr(handles, "process", None) != process:
-            handles.fasta = self._open()
-            handles.process = process
-        return handles.fasta
+        return self._handles.get()
 
     def _forget(self) -> None:
         if self._handles is not None:
-            self._handles.process = None
+            self._handles.forget()
 
     def _open(self) -> pysam.FastaFile:
         gzi = self._files.gzi
@@ -256,7 +250,7 @@ class Genome:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         is_open = state["_handles"]
-        self.__dict__.update(state, _handles=threading.local() if is_open else None)
+        self.__dict__.update(state, _handles=PerThread(self._open) if is_open else None)
         if is_open:
             check_version(self._files.fasta, self.path, self._version)
 

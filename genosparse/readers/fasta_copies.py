@@ -6,10 +6,8 @@ its file.
 """
 
 import gzip
-import hashlib
 import io
 import json
-import os
 import tempfile
 import warnings
 import zlib
@@ -24,10 +22,12 @@ from numpy.typing import NDArray
 
 from genosparse.errors import FileFormatError, GenosparseError, GenosparseWarning, OutputError
 from genosparse.inputs import TextLines, damaged_error, is_gzip, read_head, truncated_error
+from genosparse.readers._cache import cache_stem
 from genosparse.readers._flat_files import FLAT_FILE_STARTS, contig_name, flat_file_records
 
-__all__ = ["EXPECTED", "cache_stem", "circular_contigs", "copy_of", "make_copy", "sequence_format"]
+__all__ = ["EXPECTED", "ROOM", "circular_contigs", "copy_of", "make_copy", "sequence_format"]
 
+ROOM = "fasta"  # of the cache
 EXPECTED = "a FASTA file"
 
 _HEAD_BYTES = 1 << 16
@@ -69,7 +69,7 @@ def sequence_format(path: Path) -> str:
 
 def copy_of(path: Path) -> Path:
     """Where the copy of a file is, if it has one."""
-    return Path(f"{cache_stem(path.absolute())}.bgz")
+    return Path(f"{cache_stem(path, ROOM)}.bgz")
 
 
 def circular_contigs(copy: Path) -> frozenset[str]:
@@ -128,16 +128,6 @@ def make_copy(path: Path, kind: str) -> Path:
             f"set XDG_CACHE_HOME to a folder that can be written, or {remedy.removesuffix(',')}"
         ) from None
     return copy
-
-
-def cache_stem(file: Path) -> Path:
-    """Where the cache keeps what belongs to a file: told apart by its place, size and time of change."""
-    status = file.stat()
-    key = f"{file.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
-    return base / "genosparse" / "fasta" / f"{digest}-{file.name}"
 
 
 def _notes_of(copy: Path) -> Path:

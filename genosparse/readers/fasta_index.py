@@ -7,7 +7,6 @@ import errno
 import re
 import stat
 import tempfile
-import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -21,27 +20,25 @@ from genosparse.errors import (
     FileFormatError,
     GenosparseError,
     GenosparseWarning,
-    InputFileNotFoundError,
     OutputError,
 )
 from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip
-from genosparse.readers._htslib import quiet_htslib
+from genosparse.readers._cache import FileVersion, cache_stem, file_version
+from genosparse.readers._htslib import quiet_htslib, samtools
 from genosparse.readers.fasta_copies import (
     EXPECTED,
-    cache_stem,
+    ROOM,
     circular_contigs,
     copy_of,
     make_copy,
     sequence_format,
 )
 
-__all__ = ["FileVersion", "FoundFasta", "IndexedFasta", "check_version", "find_or_make_index"]
+__all__ = ["FoundFasta", "IndexedFasta", "check_version", "find_or_make_index"]
 
 _NUM_RECORDS_SAMPLED = 64
 _MOST_HEADER_BYTES = 1 << 20
 _PIECE_BYTES = 1 << 16
-
-FileVersion = tuple[int, int]  # size in bytes and time of change in nanoseconds
 
 
 class _LayoutError(FileFormatError):
@@ -124,19 +121,9 @@ class _RawBytes:
         self._stream.close()
 
 
-def _file_version(fasta: Path, name: Path) -> FileVersion:
-    try:
-        status = fasta.stat()
-    except FileNotFoundError:
-        raise InputFileNotFoundError(f"{name} does not exist any more") from None
-    except OSError as error:
-        raise InputFileNotFoundError(f"{name} cannot be read ({error.strerror})") from None
-    return status.st_size, status.st_mtime_ns
-
-
 def check_version(fasta: Path, name: Path, version: FileVersion) -> None:
     """Raise ``FileFormatError`` when a file, called ``name`` in messages, is not the one that was opened."""
-    if _file_version(fasta, name) != version:
+    if file_version(fasta, name) != version:
         raise FileFormatError(f"{name} has changed since it was opened; start again")
 
 
@@ -168,9 +155,9 @@ def find_or_make_index(path: Path) -> FoundFasta:
 
 
 def _find_or_build(fasta: Path, path: Path, *, compressed: bool) -> FoundFasta:
-    version = _file_version(fasta, path)
+    version = file_version(fasta, path)
     beside = _index_at(fasta, fasta, compressed)
-    cached = _index_at(fasta, cache_stem(fasta), compressed)
+    cached = _index_at(fasta, cache_stem(fasta, ROOM), compressed)
     for found in (beside, cached):
         if (records := _usable_records(found, path)) is not None:
             return FoundFasta(found, version, _lengths(records))
@@ -218,21 +205,17 @@ def _usable_records(index: IndexedFasta, name: Path) -> dict[str, _Record] | Non
         return None
 
 
-_samtools_lock = threading.Lock()  # samtools keeps its command line in globals
-
-
 def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: IndexedFasta) -> dict[str, _Record]:
     """Index ``index.fasta`` in ``workspace``, check every record, and move the result into its place."""
     made = _index_at(index.fasta, workspace / "index", index.gzi is not None)
     options = ["--fai-idx", str(made.fai)] + (["--gzi-idx", str(made.gzi)] if made.gzi else [])
-    with _samtools_lock, quiet_htslib():
-        try:
-            pysam.faidx(str(index.fasta), *options)
-        except pysam.SamtoolsError:
-            # It opens its files once it has gone through the sequence.
-            if made.fai.exists() or (made.gzi and made.gzi.exists()):
-                raise OSError(errno.EIO, "samtools could not write it") from None
-            raise _LayoutError(f"{name} has lines that cannot be indexed") from None
+    try:
+        samtools("faidx", str(index.fasta), *options)
+    except pysam.SamtoolsError:
+        # It opens its files once it has gone through the sequence.
+        if made.fai.exists() or (made.gzi and made.gzi.exists()):
+            raise OSError(errno.EIO, "samtools could not write it") from None
+        raise _LayoutError(f"{name} has lines that cannot be indexed") from None
     records = _check_index(made, name, None)
     if outdated.fai.exists() and outdated.fai.read_bytes() != made.fai.read_bytes():
         warnings.warn(
