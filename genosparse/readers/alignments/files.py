@@ -81,7 +81,7 @@ class AlignmentFile:
         self._link: tempfile.TemporaryDirectory[str] | None = None
         self._handles: PerThread[pysam.AlignmentFile] | None = PerThread(self._open_indexed)
         self._index_lock = threading.Lock()
-        with self._open(self.path) as handle:
+        with self._opened() as handle:
             self.contigs = dict(zip(handle.references, handle.lengths, strict=True))
             self.header: Mapping[str, object] = self._header(handle)
             self._version_of_cram = handle.version[0] if self.kind == "CRAM" else None
@@ -98,7 +98,7 @@ class AlignmentFile:
             self._check_all_references()
             if self.kind == "SAM":
                 self._check_sam_names()
-            with self._open(self.path) as handle:
+            with self._opened() as handle:
                 yield from self._converted(handle, handle.fetch(until_eof=True))
             return
         if self._handles is None:
@@ -140,6 +140,20 @@ class AlignmentFile:
             raise FileFormatError(f"{self.path} has changed since it was opened; start again")
         return handle
 
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[pysam.AlignmentFile]:
+        handle = self._open(self.path)
+        try:
+            yield handle
+        except BaseException:
+            with contextlib.suppress(OSError):  # which a handle that met with damage raises again
+                handle.close()
+            raise
+        try:
+            handle.close()
+        except OSError as error:
+            raise FileFormatError(f"{self.path} is damaged ({_reason(error)}); fetch or write it again") from None
+
     def _open_indexed(self) -> pysam.AlignmentFile:
         with self._index_lock:
             path, index = self._indexed()
@@ -148,7 +162,7 @@ class AlignmentFile:
     def _header(self, handle: pysam.AlignmentFile) -> Mapping[str, object]:
         try:
             return handle.header.to_dict()
-        except (ValueError, KeyError, UnicodeDecodeError) as error:
+        except (ValueError, KeyError, AssertionError) as error:  # an assertion is how pysam refuses a line
             raise FileFormatError(f"{self.path} has a header line that cannot be read ({_reason(error)})") from None
 
     def _converted(self, handle: pysam.AlignmentFile, reads: Iterator[pysam.AlignedSegment]) -> Iterator[Records]:

@@ -353,3 +353,11 @@ def test_real_indexes_fit_their_files_and_no_others(test_data: Path, suffix: str
         assert index_fits(path, index, len(alignments.contigs), 0)
     for other in ("gatk_CEUTrio.HiSeq.WGS.b37.ch20.1m-1m1k.NA12878.bam.bai",):
         assert not index_fits(path, folder / other, len(alignments.contigs), 0)
+
+
+@pytest.mark.parametrize("line", ["@Sq\tSN:three\tLN:5", "@RG\tID"])
+def test_a_header_line_that_cannot_be_read(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "a.sam"
+    path.write_text(f"{HEADER}{line}\n{sam_line('r', 1, '4M')}\n")
+    with pytest.raises(FileFormatError, match=r"a\.sam has a (header line|damaged or unfinished header)"):
+        gs.Alignments(path)
