@@ -81,7 +81,7 @@ class AlignmentFile:
         self._link: tempfile.TemporaryDirectory[str] | None = None
         self._handles: PerThread[pysam.AlignmentFile] | None = PerThread(self._open_indexed)
         self._index_lock = threading.Lock()
-        with self._opened() as handle:
+        with quiet_htslib(), self._opened() as handle:
             self.contigs = dict(zip(handle.references, handle.lengths, strict=True))
             self.header: Mapping[str, object] = self._header(handle)
             self._version_of_cram = handle.version[0] if self.kind == "CRAM" else None
@@ -106,9 +106,12 @@ class AlignmentFile:
         self._check_reference(contig)
         handle = self._handles.get()
         try:
-            yield from self._converted(handle, handle.fetch(contig, start, end))
+            with quiet_htslib():
+                reads = handle.fetch(contig, start, end)
+            yield from self._converted(handle, reads)
         except BaseException:
             self._handles.forget()  # a handle that failed, or was left in the middle, is not used again
+            _close_quietly(handle)
             raise
 
     def close(self) -> None:
@@ -146,8 +149,7 @@ class AlignmentFile:
         try:
             yield handle
         except BaseException:
-            with contextlib.suppress(OSError):  # which a handle that met with damage raises again
-                handle.close()
+            _close_quietly(handle)
             raise
         try:
             handle.close()
@@ -200,7 +202,8 @@ class AlignmentFile:
         return pysam.AlignmentHeader.from_references(names, [1] * len(names), add_sq_text=False)
 
     def _damaged(self, last: pysam.AlignedSegment | None, error: Exception) -> FileFormatError:
-        where = "at its first record" if last is None else f"after read {last.query_name!r}"
+        with quiet_htslib():
+            where = "at its first record" if last is None else f"after read {last.query_name!r}"
         if self.kind == "CRAM" and self.reference is None:
             return FileFormatError(
                 f"{self.path} cannot be decoded {where}: it needs the genome that it was made with (pass reference=), "
@@ -411,6 +414,12 @@ def _unpacked(scratch: BinaryIO) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     data = np.frombuffer(b"".join(blocks), np.uint8)
     text_bytes = int(data[4:8].view("<i4")[0])
     return data[8 + text_bytes + 4 :]  # "BAM\1", length of the text, text, number of contigs
+
+
+def _close_quietly(handle: pysam.AlignmentFile) -> None:
+    """Close a handle that may have met with damage, of which its closing would tell once more."""
+    with contextlib.suppress(OSError):
+        handle.close()
 
 
 def _forbid_downloads() -> None:
