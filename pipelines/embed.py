@@ -1,4 +1,4 @@
-"""``genosparse embed``: embeddings of the intervals of a BED, as Parquet."""
+"""``genosparse embed``: embeddings of genomic intervals, as Parquet."""
 
 import contextlib
 import hashlib
@@ -12,18 +12,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 import genosparse
 from genosparse.embedding import check_arguments, embed, embedding_blocks, locate, write_parquet
 from genosparse.encoder import Encoder
 from genosparse.errors import ConfigError, FileFormatError, GenosparseError, IntervalError, OutputError
-from genosparse.intervals import Interval, read_bed
+from genosparse.intervals import Interval
 from genosparse.loggers import LOGGERS, open_logger
 from genosparse.outputs import RUN_FILE, atomic_output, check_writable, fingerprint, open_run
 from genosparse.pipelines import app
 from genosparse.progress import progress
-from genosparse.readers import Genome
+from genosparse.readers import Genome, read_intervals
 
 __all__ = ["main"]
 
@@ -46,7 +46,9 @@ def main(config: DictConfig) -> None:
     encoder = Encoder.from_pretrained(app.path(config, "model"), device=runtime.device)
     check_arguments(encoder, layer, pool, batch_bases)
     with Genome(app.path(config, "genome")) as genome:
-        intervals = _read_intervals(app.path(config, "intervals"), genome, encoder.config.max_length)
+        intervals = _read_intervals(
+            app.path(config, "intervals"), genome, encoder.config.max_length, _kinds(config.features)
+        )
         for interval in locate(encoder, genome, intervals):
             genome.tokens(interval)  # a letter that is no nucleotide is told before anything is written
 
@@ -130,11 +132,24 @@ def _is_whole(part: Path) -> bool:
     return True
 
 
-def _read_intervals(source: str, genome: Genome, max_length: int) -> list[Interval]:
+def _kinds(features: Any) -> set[str] | None:
+    """The kinds of features that ``features=`` names; None for all."""
+    if features is None:
+        return None
+    kinds = {str(kind) for kind in (features if isinstance(features, ListConfig) else [features])}
+    if not kinds:
+        raise ConfigError("features=[] names no kind of features; name some, as [gene,CDS], or leave it out for all")
+    return kinds
+
+
+def _read_intervals(source: str, genome: Genome, max_length: int, kinds: set[str] | None) -> list[Interval]:
     if source != "all":
-        intervals = list(read_bed(source))
+        intervals = list(read_intervals(source, kinds=kinds, lengths=genome.contigs))
         if not intervals:
-            raise FileFormatError(f"{source} has no intervals; expected BED: contig, start and end, separated by tabs")
+            wanted = "" if kinds is None else f" of the kinds {', '.join(sorted(kinds))}"
+            raise FileFormatError(
+                f"{source} has no intervals{wanted}; expected BED, GFF3, GTF, GenBank or EMBL with some"
+            )
         return intervals
     for contig, length in genome.contigs.items():
         if length > max_length:

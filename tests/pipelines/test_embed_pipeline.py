@@ -117,6 +117,25 @@ def test_bed_on_standard_input(model: Path, work: Path, monkeypatch: pytest.Monk
     assert Path("stdin.parquet").read_bytes() == Path("e.parquet").read_bytes()
 
 
+GFF3 = """##gff-version 3
+chr1\tx\tgene\t11\t40\t.\t-\t.\tID=g1
+chr1\tx\tCDS\t21\t30\t.\t-\t0\tParent=g1
+"""
+
+
+def test_features_and_regions(model: Path, work: Path) -> None:
+    Path("genes.gff3").write_text(GFF3)
+    Path("same.bed").write_text("chr1\t10\t40\tg1\t0\t-\n")
+    embeddings = []
+    for number, (intervals, *more) in enumerate((("same.bed",), ("genes.gff3", "features=[gene]"), ("chr1:11-40",))):
+        assert run(model, *more, intervals=intervals, output=f"{number}.parquet") == 0
+        embeddings.append(pq.read_table(f"{number}.parquet"))
+    assert embeddings[0] == embeddings[1]
+    assert embeddings[2].column("start").to_pylist() == [10]
+    assert run(model, intervals="genes.gff3", output="all.parquet") == 0
+    assert pq.read_table("all.parquet").column("end").to_pylist() == [40, 30]
+
+
 def test_finished_output_is_kept_and_another_is_refused(
     model: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +223,11 @@ def test_run_folder_that_the_user_shares_is_not_removed(model: Path, work: Path)
         ({"intervals": "past.bed"}, "chr1:1990-2001"),
         ({"intervals": "other.bed"}, "chr9"),
         ({"intervals": "all", "genome": "long.fa"}, "makewindows"),
+        ({"intervals": "genes.gff3", "features": "[exon]"}, "no intervals of the kinds exon"),
+        ({"intervals": "genes.gff3", "features": "[]"}, "features=[]"),
+        ({"features": "gene"}, "BED, which has no kinds of features (gene)"),
+        ({"intervals": "chr1:1-x"}, "is not a region"),
+        ({"intervals": "chr1:1990-2001"}, "chr1:1989-2001"),
         ({"output": "missing/e.parquet"}, "missing"),
         ({"output": "e.csv"}, ".parquet"),
         ({"output": "folder.parquet"}, "folder"),
@@ -221,6 +245,7 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     model: Path, work: Path, capsys: pytest.CaptureFixture[str], arguments: dict[str, str], words: str
 ) -> None:
     Path("empty.fa").touch()
+    Path("genes.gff3").write_text(GFF3)
     Path("empty.bed").write_text("# nothing\n")
     Path("bad.bed").write_text("chr1\t0\t10\nchr1\tten\t20\n")
     Path("past.bed").write_text("chr1\t0\t10\nchr1\t1990\t2001\n")
