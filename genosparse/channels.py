@@ -7,7 +7,13 @@ from numpy.typing import NDArray
 
 from genosparse.errors import ConfigError
 
-__all__ = ["CHANNELS", "check_channel_names", "hide_channels", "reverse_complement_channels", "scale_channels"]
+__all__ = [
+    "CHANNELS",
+    "CHANNEL_UNITS",
+    "LOGARITHMIC",
+    "check_channel_names",
+    "reverse_complement_channels",
+]
 
 #: The channels, in the order in which they are given. Fractions are of ``depth``, which counts deletions; all are 0
 #: where ``depth`` is 0.
@@ -22,8 +28,11 @@ CHANNELS = (
     "soft_clip",  # fraction of reads whose alignment begins or ends here beside a soft clip
 )  # fmt: skip
 
+#: What an encoder divides a channel by, so that all are of about one unit; of ``depth`` it takes log(1 + depth).
+CHANNEL_UNITS = {"base_quality": 40.0, "mapping_quality": 40.0}
+LOGARITHMIC = ("depth",)
+
 _COMPLEMENT = {"A": "T", "C": "G", "G": "C", "T": "A"}
-_PHRED = 40.0
 
 
 def check_channel_names(names: Sequence[str]) -> tuple[str, ...]:
@@ -63,24 +72,3 @@ def reverse_complement_channels(values: NDArray[np.float32], names: Sequence[str
         column = names.index("reverse_strand")
         turned[:, column] = np.where(turned[:, names.index("depth")] > 0, 1 - turned[:, column], 0)
     return turned
-
-
-def scale_channels(values: NDArray[np.float32], names: Sequence[str] = CHANNELS) -> NDArray[np.float32]:
-    """Channels as an encoder takes them, of about one unit each: log(1 + depth), quality / 40, fractions as they are.
-
-    Args:
-        values: float32 ``[..., C]``.
-        names: The channels, ``[C]``.
-    """
-    scaled = values.astype(np.float32)
-    for column, name in enumerate(check_channel_names(names)):
-        if name == "depth":
-            np.log1p(scaled[..., column], out=scaled[..., column])
-        elif name in ("base_quality", "mapping_quality"):
-            scaled[..., column] /= _PHRED
-    return scaled
-
-
-def hide_channels(values: NDArray[np.float32], hidden: NDArray[np.bool_] | NDArray[np.int64] | int) -> None:
-    """Set all channels to 0, in place, where a base is to be predicted: the reads there would tell it."""
-    values[hidden] = 0

@@ -6,9 +6,7 @@ import pytest
 from genosparse.channels import (
     CHANNELS,
     check_channel_names,
-    hide_channels,
     reverse_complement_channels,
-    scale_channels,
 )
 from genosparse.errors import ConfigError
 
@@ -42,17 +40,3 @@ def test_names() -> None:
     for wrong in ([], ["coverage"], ["A", "A"]):
         with pytest.raises(ConfigError, match="expected some of depth, A, C, G, T, deletion"):
             check_channel_names(wrong)
-
-
-def test_scale_and_hide() -> None:
-    values = some_channels()
-    scaled = scale_channels(values)
-    np.testing.assert_allclose(scaled[:, CHANNELS.index("depth")], np.log1p(values[:, CHANNELS.index("depth")]))
-    np.testing.assert_allclose(
-        scaled[:, CHANNELS.index("base_quality")], values[:, CHANNELS.index("base_quality")] / 40
-    )
-    np.testing.assert_array_equal(scaled[:, CHANNELS.index("C")], values[:, CHANNELS.index("C")])
-    hidden = np.arange(20) % 7 == 0
-    hide_channels(scaled, hidden)
-    assert not scaled[hidden].any()
-    assert scaled[1].all()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from genosparse.attention import MAX_HEAD_DIM, SparsePattern
+from genosparse.channels import check_channel_names
 from genosparse.errors import ConfigError
 
 __all__ = ["EncoderConfig"]
@@ -26,6 +27,8 @@ class EncoderConfig:
         mlp_hidden: Channels inside the SwiGLU; 8/3 of ``d_model``, rounded up to a multiple of 32, when None.
         rope_theta: Base of the rotary position embedding's wavelengths.
         norm_eps: Of the RMS norms.
+        channels: Names of the channels of alignments that the encoder takes beside the tokens, from
+            ``genosparse.channels.CHANNELS``; none by default.
         trained_context: Longest context that the weights were trained on, in bases; None before any training.
 
     Raises:
@@ -41,6 +44,7 @@ class EncoderConfig:
     mlp_hidden: int | None = None
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    channels: tuple[str, ...] = ()
     trained_context: int | None = None
 
     def __post_init__(self) -> None:
@@ -49,6 +53,9 @@ class EncoderConfig:
         if self.mlp_hidden is None and _is_count(self.d_model):
             object.__setattr__(self, "mlp_hidden", -(-8 * self.d_model // 3 // 32) * 32)
         object.__setattr__(self, "patterns", tuple(self.patterns))
+        if not isinstance(self.channels, tuple | list):
+            raise ConfigError(f"channels={self.channels!r}: expected names of channels")
+        object.__setattr__(self, "channels", check_channel_names(self.channels) if self.channels else ())
         for name in ("d_model", "num_layers", "num_heads", "num_kv_heads", "max_length", "mlp_hidden"):
             if not _is_count(getattr(self, name)):
                 raise ConfigError(f"{name}={getattr(self, name)!r}: expected a whole number of at least 1")
@@ -111,6 +118,9 @@ class EncoderConfig:
         """All fields, as JSON knows them."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["patterns"] = [pattern.to_dict() for pattern in self.patterns]
+        values["channels"] = list(self.channels)
+        if not self.channels:  # as in configurations from before there were channels
+            del values["channels"]
         return values
 
     @classmethod

@@ -1,7 +1,7 @@
 """The parts of the encoder.
 
-Legend: B batch, N positions (global tokens included), C channels, H query heads, G KV heads, D head size, P pairs of
-channels (D / 2).
+Legend: B batch, N positions (global tokens included), C channels, F channels of alignments, H query heads, G KV heads,
+D head size, P pairs of channels (D / 2).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from genosparse.attention import SparsePattern, sparse_attention
+from genosparse.channels import CHANNEL_UNITS, LOGARITHMIC
 from genosparse.encoder.config import EncoderConfig
 from genosparse.tokenizers import MASK
 
-__all__ = ["BaseHead", "Block", "RMSNorm", "TokenEmbedding", "rotary_angles", "rotary_turns"]
+__all__ = ["BaseHead", "Block", "ChannelProjection", "RMSNorm", "TokenEmbedding", "rotary_angles", "rotary_turns"]
 
 # Positions that a position-wise layer takes at a time when no gradient is wanted: a million positions through the
 # SwiGLU at once would be several times the size of the hidden states.
@@ -43,6 +44,30 @@ class TokenEmbedding(nn.Module):
         with torch.autocast(tokens_BN.device.type, enabled=False):
             # A product with the shares rather than a look-up: its gradient is a product too, with no scattered sums.
             return self.shares[tokens_BN.int()] @ self.weight
+
+
+class ChannelProjection(nn.Module):
+    """What channels of alignments add to the embedding: a linear map of them, each scaled to about one unit.
+
+    It begins as zero, so that a model begins as it would without channels.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(len(config.channels), config.d_model))
+        self.logarithmic: Tensor
+        self.units: Tensor
+        logarithmic = torch.tensor([name in LOGARITHMIC for name in config.channels])
+        units = torch.tensor([CHANNEL_UNITS.get(name, 1.0) for name in config.channels])
+        self.register_buffer("logarithmic", logarithmic, persistent=False)
+        self.register_buffer("units", units, persistent=False)
+
+    def forward(self, channels_BNF: Tensor, tokens_BN: Tensor) -> Tensor:
+        with torch.autocast(tokens_BN.device.type, enabled=False):
+            values = channels_BNF.float()
+            values = torch.where(self.logarithmic, values.clamp(min=0).log1p(), values / self.units)
+            # The reads at a masked base would tell it.
+            return torch.where(tokens_BN[..., None] == MASK, 0.0, values) @ self.weight
 
 
 def rotary_angles(length: int, head_dim: int, theta: float, device: torch.device) -> Tensor:

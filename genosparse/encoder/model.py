@@ -13,7 +13,15 @@ from torch.utils.checkpoint import checkpoint
 
 from genosparse.encoder import checkpoints
 from genosparse.encoder.config import EncoderConfig
-from genosparse.encoder.layers import BaseHead, Block, RMSNorm, TokenEmbedding, rotary_angles, rotary_turns
+from genosparse.encoder.layers import (
+    BaseHead,
+    Block,
+    ChannelProjection,
+    RMSNorm,
+    TokenEmbedding,
+    rotary_angles,
+    rotary_turns,
+)
 from genosparse.errors import ConfigError, SequenceError
 from genosparse.tokenizers import MASK, PAD, N
 
@@ -37,6 +45,7 @@ class Encoder(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         self.embedding = TokenEmbedding(config)
+        self.channel_projection = ChannelProjection(config) if config.channels else None
         self.global_tokens = nn.Parameter(torch.empty(config.num_global, config.d_model))
         nn.init.normal_(self.global_tokens)
         self.blocks = nn.ModuleList(Block(config, config.pattern_of(layer)) for layer in range(config.num_layers))
@@ -54,7 +63,7 @@ class Encoder(nn.Module):
         """Weights in all."""
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, tokens: Tensor, *, layer: int = -1) -> Tensor:
+    def forward(self, tokens: Tensor, *, layer: int = -1, channels: Tensor | None = None) -> Tensor:
         """Hidden states of the bases.
 
         Traces in one graph for any length, under ``torch.compile`` and ``torch.export``; a graph checks the length,
@@ -63,13 +72,16 @@ class Encoder(nn.Module):
         Args:
             tokens: Token ids ``[B, N]``, any integer type; shorter rows are padded with PAD at the end.
             layer: 0, the input embedding; ``l``, the output of block ``l``; -1, the last after the final norm.
+            channels: What alignments say of each base, ``[B, N, F]`` in the order of ``config.channels``, as
+                ``Alignments.channels`` gives them; not seen where the token is MASK. None is the same as all 0.
 
         Returns:
             ``[B, N, d_model]``.
 
         Raises:
             SequenceError: The shape is not ``[B, N]``, or an id is no nt16 code and not MASK.
-            ConfigError: The sequence is longer than ``max_length``, or there is no such layer.
+            ConfigError: The sequence is longer than ``max_length``, there is no such layer, or the channels are not the
+                model's.
         """
         if not -1 <= layer <= self.config.num_layers:
             raise ConfigError(
@@ -78,6 +90,8 @@ class Encoder(nn.Module):
         self._check_tokens(tokens)
         num_global = self.config.num_global
         hidden = self.embedding(tokens)
+        if channels is not None:
+            hidden = hidden + self._project_channels(channels, tokens)
         if layer == 0:
             return hidden
         front = self.global_tokens.expand(tokens.shape[0], -1, -1)
@@ -95,21 +109,22 @@ class Encoder(nn.Module):
         hidden = hidden[:, num_global:]
         return self.final_norm(hidden) if layer == -1 else hidden
 
-    def base_logits(self, tokens: Tensor) -> Tensor:
-        """Logits of the four bases A, C, G, T at every position, float32 ``[B, N, 4]``."""
-        return self.head(self(tokens))
+    def base_logits(self, tokens: Tensor, *, channels: Tensor | None = None) -> Tensor:
+        """Logits of the four bases A, C, G, T at every position, float32 ``[B, N, 4]``; arguments as of ``forward``."""
+        return self.head(self(tokens, channels=channels))
 
-    def base_logits_at(self, tokens: Tensor, sites: Tensor) -> Tensor:
+    def base_logits_at(self, tokens: Tensor, sites: Tensor, *, channels: Tensor | None = None) -> Tensor:
         """Logits at some positions alone.
 
         Args:
             tokens: ``[B, N]``.
             sites: Positions, int64 ``[B, S]``.
+            channels: As of ``forward``.
 
         Returns:
             float32 ``[B, S, 4]`` over A, C, G, T.
         """
-        hidden = self(tokens)
+        hidden = self(tokens, channels=channels)
         return self.head(hidden.gather(1, sites[..., None].expand(-1, -1, hidden.shape[2])))
 
     def fingerprint(self) -> str:
@@ -141,6 +156,19 @@ class Encoder(nn.Module):
         checkpoints.check_tensors(path, tensors, encoder.state_dict())
         encoder.load_state_dict(tensors)
         return encoder.to(device).eval()
+
+    def _project_channels(self, channels: Tensor, tokens: Tensor) -> Tensor:
+        if self.channel_projection is None:
+            raise ConfigError(
+                "the model takes no channels of alignments; leave them out, or train one whose config names channels"
+            )
+        expected = (*tokens.shape, len(self.config.channels))
+        if tuple(channels.shape) != expected:
+            raise ConfigError(
+                f"channels have the shape {list(channels.shape)}; expected {list(expected)}: batch, bases and the "
+                f"model's {', '.join(self.config.channels)}"
+            )
+        return self.channel_projection(channels, tokens)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if tokens.ndim != 2 or not tokens.numel() or tokens.is_floating_point() or tokens.dtype == torch.bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from genosparse.contigs import ContigMatcher, contig_not_found
-from genosparse.errors import ConfigError, FileFormatError
+from genosparse.errors import ConfigError, FileFormatError, IntervalError
 from genosparse.inputs import TextLines, display_name
 from genosparse.intervals import Interval, position0_from_1based, position_1based
 from genosparse.readers.genotypes import Genotype, parse_genotype
@@ -100,8 +100,8 @@ def read_variants(
         path: A VCF file or a table, plain or compressed by gzip or bgzip, or a BCF file, by content and not by name;
             ``-`` is standard input, of VCF text or a table.
         region: Where; its strand is of no account. ``chr1`` and ``1`` match, with a notice. None is the whole file.
-        samples: Names of the samples whose genotypes the variants keep; None keeps all, as text. With none, variants
-            that are held in memory take little of it.
+        samples: Names of the samples (or one name) whose genotypes the variants keep; None keeps all, as text. With
+            ``()``, variants that are held in memory take little of it.
 
     Yields:
         ``Variant``. Of a region ``record_index`` counts from 0, and where an index was used messages count lines from
@@ -111,11 +111,14 @@ def read_variants(
         InputFileNotFoundError: The file does not exist or cannot be read.
         FileFormatError: It is none of these formats, a record is malformed (named with its line), or it is truncated.
         ConfigError: The file has no sample of that name.
+        IntervalError: ``region`` is no ``Interval``.
         ContigNotFoundError: The file has no such contig, or several that could be meant.
     """
+    if region is not None and not isinstance(region, Interval):
+        raise IntervalError(f"region is {region!r}; expected an Interval: parse_region makes one of chr1:1,001-2,000")
     text = _open_variants(path)
     try:
-        kept = None if samples is None else tuple(samples)
+        kept = None if samples is None else (samples,) if isinstance(samples, str) else tuple(samples)
         for sample in kept or ():
             if sample not in text.samples:
                 raise unknown_sample(sample, text.samples, f" of {text.place}")

@@ -78,7 +78,7 @@ def test_an_unknown_sample():
 def test_samples_of_a_file(tmp_path):
     path = tmp_path / "x.vcf"
     path.write_text(HEADER + "1\t5\t.\tA\tC\t.\t.\t.\tGT\t0|1\t1|1\n1\t9\t.\tA\tC\t.\t.\t.\tGT\t.\t1/0\n")
-    for variants in (read_variants(path), read_variants(path, samples=["S2"])):
+    for variants in (read_variants(path), read_variants(path, samples=["S2"]), read_variants(path, samples="S2")):
         assert [v.genotype("S2").alleles for v in variants] == [(1, 1), (1, 0)]
     assert [v.sample_columns for v in read_variants(path, samples=["S2"])] == ["GT\t1|1", "GT\t1/0"]
     assert [(v.samples, v.sample_columns) for v in read_variants(path, samples=())] == [((), None)] * 2

@@ -9,7 +9,7 @@ import pysam
 import pysam.bcftools
 import pytest
 
-from genosparse.errors import ContigNotFoundError, FileFormatError, GenosparseWarning
+from genosparse.errors import ContigNotFoundError, FileFormatError, GenosparseWarning, IntervalError
 from genosparse.intervals import Interval
 from genosparse.readers import read_variants
 
@@ -92,6 +92,11 @@ def test_other_contigs(path):
         places(path, 0, 100, "chr9")
     with pytest.warns(GenosparseWarning, match="contig 'chr2' of .* is read as '2' of the region"):
         assert places(path, 0, 100, "2") == [5]
+
+
+def test_a_region_is_an_interval(path):
+    with pytest.raises(IntervalError, match="region is 'chr1:1-5'; expected an Interval: parse_region makes one"):
+        read_variants(path, "chr1:1-5")
 
 
 def test_record_index_counts_within_the_region(path):
