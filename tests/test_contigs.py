@@ -1,10 +1,11 @@
+import gzip
 import re
 import warnings
 
 import pytest
 
-from genosparse.contigs import ContigMatcher, contig_not_found, match_contigs, no_contig_matches
-from genosparse.errors import ContigNotFoundError, GenosparseWarning
+from genosparse.contigs import ContigMatcher, contig_not_found, match_contigs, no_contig_matches, read_aliases
+from genosparse.errors import ContigNotFoundError, FileFormatError, GenosparseWarning
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,71 @@ def test_errors_for_contigs_that_are_not_there():
     assert "no contig of in.vcf ('1') is in x.fa ('a', 'b', 'c', 'd' and 1 other)" in str(
         no_contig_matches(["1"], list("abcde"), "in.vcf", "x.fa")
     )
+
+
+ALIASES = {"NC_000001.10": "1", "GPC_1": "1", "MT": "NC_012920.1"}
+
+
+@pytest.mark.parametrize(
+    "wanted, available, expected",
+    [
+        (["NC_000001.10", "2"], ["1", "2"], {"NC_000001.10": "1", "2": "2"}),
+        (["1"], ["NC_000001.10"], {"1": "NC_000001.10"}),
+        (["NC_012920.1"], ["MT"], {"NC_012920.1": "MT"}),
+        (["GPC_2"], ["1"], {"GPC_2": None}),
+    ],
+)
+def test_aliases_match_in_either_direction_without_a_notice(wanted, available, expected):
+    assert match_contigs(wanted, available, aliases=ALIASES) == expected
+    matcher = ContigMatcher(available, aliases=ALIASES)
+    assert {name: matcher.match(name) for name in wanted} == expected
+
+
+def test_an_alias_may_be_a_name_alike_of_the_genomes():
+    with pytest.warns(GenosparseWarning, match="'NC_000001.10' is 'chr1', 'NC_012920.1' is 'chrM'"):
+        found = match_contigs(["NC_000001.10", "NC_012920.1"], ["chr1", "chrM"], aliases=ALIASES)
+    assert found == {"NC_000001.10": "chr1", "NC_012920.1": "chrM"}
+
+
+def test_an_alias_goes_before_a_name_alike():
+    assert match_contigs(["chr1"], ["1", "one"], aliases={"one": "chr1"}) == {"chr1": "one"}
+
+
+def test_lengths_forbid_an_alias_too():
+    aliases = {"chrM": "MT"}
+    message = r"contig 'chrM' \(16571 bp\) of the input is not taken for 'MT' \(16569 bp\)"
+    with pytest.warns(GenosparseWarning, match=message):
+        found = match_contigs(["chrM"], {"MT": 16569}, wanted_lengths={"chrM": 16571}, aliases=aliases)
+    assert found == {"chrM": None}
+    assert match_contigs(["chrM"], {"MT": 16569}, wanted_lengths={"chrM": 16569}, aliases=aliases) == {"chrM": "MT"}
+
+
+def test_two_aliases_that_the_input_has_both_are_an_error():
+    with pytest.raises(ContigNotFoundError, match=r"contigs 'NC_000001.10' and 'GPC_1' of in\.vcf would both be '1'"):
+        match_contigs(["NC_000001.10", "GPC_1"], ["1"], aliases=ALIASES, wanted_from="in.vcf")
+    with pytest.raises(ContigNotFoundError, match=r"contig '1' of the input could be any of 'NC_000001\.10', 'GPC_1'"):
+        match_contigs(["1"], ["GPC_1", "NC_000001.10"], aliases=ALIASES)
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_files_of_aliases(tmp_path, pack):
+    path = tmp_path / "aliases.tsv"
+    path.write_bytes(pack(b"# name\talias\nNC_000001.10\t1\n\nGPC_1   1\r\nMT NC_012920.1\nHLA A\tHLA-A\nGPC_1\t1\n"))
+    assert read_aliases(path) == {**ALIASES, "HLA A": "HLA-A"}
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("a\tb\tc\n", r"x\.tsv, line 1: 3 columns in 'a\\tb\\tc'; expected two names"),
+        ("#x\na\n", r"x\.tsv, line 2: 1 columns in 'a'"),
+        ("a\t\n", r"x\.tsv, line 1: 2 columns"),
+        ("a b\na c\n", r"x\.tsv, line 2: contig 'a' is both 'b' and 'c'"),
+        ("a b\nb c\n", r"x\.tsv: contig 'a' is 'b', which in turn is 'c'"),
+        ("a b\nb a\n", r"x\.tsv: contig 'a' is 'b', which in turn is 'a'"),
+    ],
+)
+def test_aliases_that_contradict_each_other(tmp_path, text, message):
+    (tmp_path / "x.tsv").write_text(text)
+    with pytest.raises(FileFormatError, match=message):
+        read_aliases(tmp_path / "x.tsv")

@@ -5,7 +5,7 @@ thread of each process has its own.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, overload
@@ -14,7 +14,7 @@ import numpy as np
 import pysam
 from numpy.typing import NDArray
 
-from genosparse.contigs import ContigMatcher, contig_not_found
+from genosparse.contigs import ContigMatcher, check_aliases, contig_not_found, read_aliases
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
 from genosparse.intervals import Interval
 from genosparse.readers._htslib import PerThread, quiet_htslib
@@ -40,30 +40,58 @@ class Genome:
     GenBank and EMBL (plain or gzip) are recognised by content and copied once into that folder. A contig's name is the
     header's first word, and in GenBank and EMBL the accession and version. Records without bases are left out.
 
+    On a circular contig an interval whose end passes the contig's end goes on at its first base.
+
     A genome can be used from several threads, after a fork, and pickled: it is opened again by its path.
 
     Args:
         path: The file.
+        circular: Names of the circular contigs. True takes those that the file says to be circular (GenBank and EMBL
+            do), and all where it says so of none.
+        aliases: Further names of contigs, as ``read_aliases`` gives them, or the path of a file for it; what matches
+            other files' contigs to the genome's takes them into account.
 
     Attributes:
         path: As given.
         contigs: Length of each contig in bases, in the file's order.
+        aliases: Further names of contigs.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is no such file, is truncated or damaged, or has two records of one name or one without.
+        FileFormatError: It is no such file, is truncated or damaged, or has two records of one name or one without; or
+            the aliases contradict each other.
+        ContigNotFoundError: A contig that is to be circular is not in the genome.
         SequenceError: Its first bases are no nucleotides.
         OutputError: Neither beside the file nor in the cache folder can its index be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        circular: bool | str | Collection[str] = (),
+        aliases: str | os.PathLike[str] | Mapping[str, str] | None = None,
+    ) -> None:
         self.path = Path(path)
+        if aliases is None or isinstance(aliases, Mapping):
+            self.aliases = dict(aliases or {})
+            check_aliases(self.aliases, "aliases")
+        else:
+            self.aliases = read_aliases(Path(aliases))
         found = find_or_make_index(self.path)
         self._files, self._version = found.files, found.version
         self.contigs: dict[str, int] = found.contigs
+        self._circular = self._chosen_circular(circular, found.circular)
         self._handles: PerThread[pysam.FastaFile] | None = PerThread(self._open)
         self._handle()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))
+
+    def _chosen_circular(self, circular: bool | str | Collection[str], said: Collection[str]) -> frozenset[str]:
+        if isinstance(circular, bool):
+            return frozenset(said or self.contigs) if circular else frozenset()
+        matcher = self.matcher(wanted_from="circular")
+        names = [circular] if isinstance(circular, str) else circular
+        return frozenset(matcher.match(name) or self._require(name) for name in names)
 
     def _handle(self) -> pysam.FastaFile:
         """This thread's handle; opened where there is none, as after a fork, whose handle is the parent's."""
@@ -94,8 +122,25 @@ class Genome:
     ) -> ContigMatcher:
         """What finds the contigs of an input under the genome's names; see ``ContigMatcher``."""
         return ContigMatcher(
-            self.contigs, wanted_lengths=wanted_lengths, wanted_from=wanted_from, available_from=str(self.path)
+            self.contigs,
+            wanted_lengths=wanted_lengths,
+            aliases=self.aliases,
+            wanted_from=wanted_from,
+            available_from=str(self.path),
         )
+
+    def is_circular(self, contig: str) -> bool:
+        """Whether a contig is circular, as the genome was opened.
+
+        Raises:
+            ContigNotFoundError: The contig is not in the genome.
+        """
+        return self._require(contig) in self._circular
+
+    def wraps(self, interval: Interval) -> bool:
+        """Whether an interval begins on a circular contig, passes its end, and takes no base twice."""
+        length = self.contigs.get(interval.contig, 0)
+        return interval.contig in self._circular and interval.start < length < interval.end <= interval.start + length
 
     def link(self, path: Path, names: Mapping[str, str]) -> None:
         """Link the file to ``path``, beside an index in which contigs have other names.
@@ -119,11 +164,11 @@ class Genome:
 
         Args:
             interval: Where; an interval on the minus strand comes back as its reverse complement.
-            pad: Fill what lies past the contig's end with N, instead of raising an error.
+            pad: Fill what lies past the end of a contig that is not circular with N, instead of raising an error.
 
         Raises:
             ContigNotFoundError: The contig is not in the genome.
-            IntervalError: The interval reaches past the contig's end.
+            IntervalError: The interval reaches past the contig's end, or on a circular one begins there or is longer.
             FileFormatError: The file is truncated or damaged.
         """
         letters = self._letters(interval, pad)
@@ -148,7 +193,7 @@ class Genome:
 
         Args:
             interval: Where; an interval on the minus strand comes back as its reverse complement.
-            pad: Fill what lies past the contig's end with N, instead of raising an error.
+            pad: Fill what lies past the end of a contig that is not circular with N, instead of raising an error.
             return_soft_mask: Also return which bases are in lower case.
 
         Returns:
@@ -156,7 +201,7 @@ class Genome:
 
         Raises:
             ContigNotFoundError: The contig is not in the genome.
-            IntervalError: The interval reaches past the contig's end.
+            IntervalError: The interval reaches past the contig's end, or on a circular one begins there or is longer.
             SequenceError: A letter that is no nucleotide code, named with contig and position.
             FileFormatError: The file is truncated or damaged.
         """
@@ -166,11 +211,16 @@ class Genome:
             tokens = np.frombuffer(bytearray(self._letters(interval, pad), "ascii").translate(ENCODE_TABLE), np.uint8)
             if tokens.max() != REFUSED:
                 return _TOKENIZER.reverse_complement(tokens) if reverse else tokens
+        letters = self._letters(interval, pad)
         try:
             tokens, soft_mask = _TOKENIZER.encode(
-                self._letters(interval, pad), return_soft_mask=True, contig=interval.contig, offset=interval.start
+                letters, return_soft_mask=True, contig=interval.contig, offset=interval.start
             )
         except SequenceError as error:
+            if self.wraps(interval):  # told by its place on the contig, whichever part it is in
+                length = self.contigs[interval.contig]
+                self.tokens(Interval(interval.contig, interval.start, length))
+                self.tokens(Interval(interval.contig, 0, interval.end - length))
             raise SequenceError(f"{self.path}: {error}") from None
         return (_TOKENIZER.reverse_complement(tokens), soft_mask[::-1].copy()) if reverse else (tokens, soft_mask)
 
@@ -194,9 +244,10 @@ class Genome:
                 if self._letters(interval, pad=False).encode().translate(None, _NUCLEOTIDES):
                     self.tokens(interval)
 
-    def _require(self, contig: str) -> None:
+    def _require(self, contig: str) -> str:
         if contig not in self.contigs:
             raise contig_not_found(contig, self.contigs, str(self.path))
+        return contig
 
     def _letters(self, interval: Interval, pad: bool) -> str:
         """The letters of an interval on the plus strand, ASCII."""
@@ -206,6 +257,13 @@ class Genome:
             raise contig_not_found(contig, self.contigs, str(self.path))
         if end <= length:
             return self._read(contig, start, end)
+        if self.wraps(interval):
+            return self._read(contig, start, length) + self._read(contig, 0, end - length)
+        if contig in self._circular:
+            raise IntervalError(
+                f"interval {interval} begins past the end of the circular contig {contig!r} ({length} bp) in "
+                f"{self.path}, or is longer; expected start < {length} and at most {length} bases"
+            )
         if not pad:
             raise IntervalError(
                 f"interval {interval} reaches past the end of contig {contig!r} ({length} bp) in {self.path}; "

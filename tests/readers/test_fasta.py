@@ -2,14 +2,20 @@ import gzip
 import multiprocessing
 import os
 import pickle
+import tempfile
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from Bio import SeqIO
 from Bio.Seq import Seq
+from Bio.SeqRecord import SeqRecord
 from fasta_files import SEQUENCES, fasta_text, random_sequence, write_bgzip
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from genosparse.errors import (
     ContigNotFoundError,
@@ -282,6 +288,156 @@ def test_a_bad_letter_is_named_with_contig_and_position(tmp_path, strand):
         genome.check_alphabet()
     genome.check_alphabet(most_bases=1000)
     genome.check_alphabet(contigs=["good"])
+
+
+# Circular contigs.
+
+RING = "ACGGTaNNRY"
+
+
+@pytest.fixture
+def ring(tmp_path):
+    path = tmp_path / "ring.fa"
+    path.write_bytes(fasta_text({"ring": RING, "line": "ACGTT"}, width=4))
+    with Genome(path, circular=["ring"]) as genome:
+        yield genome
+
+
+def test_every_interval_of_a_circular_contig(ring):
+    doubled = RING * 2
+    for start in range(len(RING)):
+        for end in range(start + 1, start + len(RING) + 1):
+            interval = Interval("ring", start, end)
+            assert ring.fetch(interval) == ring.fetch(interval, pad=True) == doubled[start:end]
+            assert ring.wraps(interval) == (end > len(RING))
+            tokens, soft_mask = ring.tokens(interval, return_soft_mask=True)
+            assert tokens.tolist() == ring.tokens(interval).tolist()
+            assert tokens.tolist() == NucleotideTokenizer().encode(doubled[start:end]).tolist()
+            assert soft_mask.tolist() == [letter.islower() for letter in doubled[start:end]]
+            reverse = Interval("ring", start, end, "-")
+            assert ring.fetch(reverse) == str(Seq(doubled[start:end]).reverse_complement())
+            assert NucleotideTokenizer().decode(ring.tokens(reverse)) == ring.fetch(reverse).upper()
+
+
+def test_what_does_not_lie_on_a_circular_contig(ring):
+    for start, end in ((10, 11), (0, 11), (5, 16), (12, 14)):
+        with pytest.raises(IntervalError, match=r"begins past the end of the circular contig 'ring' \(10 bp\)"):
+            ring.fetch(Interval("ring", start, end))
+        with pytest.raises(IntervalError, match="or is longer; expected start < 10 and at most 10 bases"):
+            ring.tokens(Interval("ring", start, end), pad=True)
+    with pytest.raises(IntervalError, match="reaches past the end of contig 'line'"):
+        ring.fetch(Interval("line", 3, 6))
+    assert ring.fetch(Interval("line", 3, 6), pad=True) == "TTN"
+
+
+def test_a_circular_genome_is_pickled_as_such(ring):
+    again = pickle.loads(pickle.dumps(ring))  # noqa: S301 - our own bytes
+    assert again.fetch(Interval("ring", 8, 12)) == "RYAC"
+    assert (again.is_circular("ring"), again.is_circular("line")) == (True, False)
+
+
+def test_which_contigs_are_circular(tmp_path):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">chrM\nACGT\n>one\nGG\n")
+
+    def circular(**options):
+        with Genome(path, **options) as genome:
+            return [contig for contig in genome.contigs if genome.is_circular(contig)]
+
+    assert circular() == circular(circular=False) == circular(circular=[]) == []
+    assert circular(circular=True) == ["chrM", "one"]
+    assert circular(circular="one") == circular(circular={"one"}) == ["one"]
+    assert circular(circular=["NC_012920.1"], aliases={"NC_012920.1": "chrM"}) == ["chrM"]
+    with pytest.raises(ContigNotFoundError, match="contig 'two' is not in"):
+        circular(circular=["two"])
+    with pytest.raises(ContigNotFoundError, match="contig 'two' is not in"):
+        Genome(path).is_circular("two")
+
+
+@pytest.mark.filterwarnings("ignore:.*is GenBank:genosparse.errors.GenosparseWarning")
+@pytest.mark.parametrize("topologies, expected", [(["circular", "linear"], ["a.1"]), (["linear"] * 2, ["a.1", "b.1"])])
+def test_genbank_says_which_contigs_are_circular(tmp_path, topologies, expected):
+    with (tmp_path / "x.gb").open("w") as file:
+        for name, topology in zip("ab", topologies, strict=True):
+            annotations = {"molecule_type": "DNA", "topology": topology}
+            SeqIO.write(SeqRecord(Seq("ACGGT"), f"{name}.1", name, annotations=annotations), file, "genbank")
+    for _ in range(2):  # from the file, and from what the cache keeps
+        with Genome(tmp_path / "x.gb", circular=True) as genome:
+            assert [contig for contig in genome.contigs if genome.is_circular(contig)] == expected
+            assert genome.fetch(Interval("a.1", 3, 7)) == "GTAC"
+    with Genome(tmp_path / "x.gb") as genome:
+        assert not any(map(genome.is_circular, genome.contigs))
+
+
+def test_a_bad_letter_past_the_end_is_named_by_its_place_on_the_contig(tmp_path):
+    path = tmp_path / "x.fa"
+    path.write_bytes(b">a\n" + b"A" * 2000 + b"*CGTA\n")
+    genome = Genome(path, circular=True)
+    for start, end in ((2003, 4007), (1999, 2002), (1999, 2010)):
+        with pytest.raises(SequenceError, match=r"letter '\*' at 0-based position 2000 of contig 'a'"):
+            genome.tokens(Interval("a", start, end))
+
+
+def test_a_genome_carries_its_aliases(tmp_path):
+    path, names = tmp_path / "x.fa", tmp_path / "names.txt"
+    path.write_bytes(b">chr1\nACGT\n")
+    names.write_text("NC_1 chr1\n")
+    for aliases in (names, str(names), {"NC_1": "chr1"}):
+        genome = pickle.loads(pickle.dumps(Genome(path, aliases=aliases)))  # noqa: S301 - our own bytes
+        assert genome.matcher().match("NC_1") == "chr1"
+    assert Genome(path).matcher().match("NC_1") is None
+    with pytest.raises(FileFormatError, match="aliases: contig 'a' is 'b', which in turn is 'c'"):
+        Genome(path, aliases={"a": "b", "b": "c"})
+    with pytest.raises(InputFileNotFoundError, match=r"no\.txt does not exist; expected a file of two names"):
+        Genome(path, aliases=tmp_path / "no.txt")
+
+
+# Of what is drawn.
+
+drawn = settings(deadline=None, max_examples=40)
+SEQUENCE = st.text("ACGTNRYacgtn", min_size=1, max_size=60)
+
+
+@contextmanager
+def drawn_genome(sequence, width, circular):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.fa"
+        path.write_bytes(fasta_text({"a": sequence}, width=width))
+        with Genome(path, circular=circular) as genome:
+            yield genome
+
+
+@drawn
+@given(sequence=SEQUENCE, width=st.integers(1, 70), circular=st.booleans(), data=st.data())
+def test_parts_of_an_interval_add_up_to_it(sequence, width, circular, data):
+    length = len(sequence)
+    start = data.draw(st.integers(0, length - 1))
+    end = data.draw(st.integers(start + 1, start + length if circular else length))
+    cuts = sorted({start, end, *data.draw(st.lists(st.integers(start, end), max_size=4))})
+    with drawn_genome(sequence, width, circular) as genome:
+        for strand, step in (("+", 1), ("-", -1)):
+            # A part that begins past the end of a circular contig is the same stretch one turn before.
+            parts = [
+                Interval("a", first - turn, last - turn, strand)
+                for first, last in pairwise(cuts)
+                for turn in [length if first >= length else 0]
+            ]
+            whole = Interval("a", start, end, strand)
+            assert "".join(genome.fetch(part) for part in parts[::step]) == genome.fetch(whole)
+            joined = np.concatenate([genome.tokens(part) for part in parts[::step]])
+            assert joined.tolist() == genome.tokens(whole).tolist()
+
+
+@drawn
+@given(sequence=SEQUENCE, width=st.integers(1, 70), data=st.data())
+def test_a_circular_contig_is_read_as_its_sequence_twice_over(sequence, width, data):
+    start = data.draw(st.integers(0, len(sequence) - 1))
+    length = data.draw(st.integers(1, len(sequence)))
+    strand = data.draw(st.sampled_from("+-."))
+    interval = Interval("a", start, start + length, strand)
+    with drawn_genome(sequence, width, True) as ring, drawn_genome(sequence * 2, width, False) as doubled:
+        assert ring.fetch(interval) == doubled.fetch(interval)
+        assert ring.tokens(interval).tolist() == doubled.tokens(interval).tolist()
 
 
 # Real files.
