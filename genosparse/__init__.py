@@ -30,6 +30,7 @@ _HOMES = {
     "haplotype": "genosparse.haplotypes",
     "normalize": "genosparse.normalization",
     "normalize_variants": "genosparse.normalization",
+    "read_aliases": "genosparse.contigs",
     "read_bed": "genosparse.intervals",
     "read_features": "genosparse.readers",
     "read_intervals": "genosparse.readers",
@@ -43,6 +44,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from genosparse.attention import SparsePattern as SparsePattern
     from genosparse.attention import sparse_attention as sparse_attention
+    from genosparse.contigs import read_aliases as read_aliases
     from genosparse.embedding import Embeddings as Embeddings
     from genosparse.embedding import embed as embed
     from genosparse.encoder import Encoder as Encoder

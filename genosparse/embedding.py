@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from genosparse.contigs import ContigMatcher, contig_not_found
+from genosparse.contigs import contig_not_found
 from genosparse.errors import ConfigError, GenosparseWarning, IntervalError, ModelFormatError
 from genosparse.intervals import Interval
 from genosparse.tokenizers import PAD, N, NucleotideTokenizer
@@ -148,14 +148,15 @@ def locate(encoder: "Encoder", genome: "Genome", intervals: Iterable[Interval]) 
         ContigNotFoundError: A contig is not in the genome.
         IntervalError: An interval reaches past the end of its contig or is longer than the encoder takes.
     """
-    matcher = ContigMatcher(genome.contigs, wanted_from="the intervals", available_from=str(genome.path))
+    matcher = genome.matcher(wanted_from="the intervals")
     located = []
     longest = 0
     for interval in intervals:
         contig = matcher.match(interval.contig)
         if contig is None:
             raise contig_not_found(interval.contig, genome.contigs, str(genome.path))
-        if interval.end > genome.contigs[contig]:
+        on_genome = Interval(contig, interval.start, interval.end, interval.strand, interval.name)
+        if interval.end > genome.contigs[contig] and not genome.wraps(on_genome):
             raise IntervalError(
                 f"interval {interval} reaches past the end of {contig} in {genome.path}, which has "
                 f"{genome.contigs[contig]} bases; check that both are of the same assembly"
@@ -166,7 +167,7 @@ def locate(encoder: "Encoder", genome: "Genome", intervals: Iterable[Interval]) 
                 f"{encoder.config.max_length}; cut it into tiles, as bedtools makewindows does"
             )
         longest = max(longest, interval.length)
-        located.append(Interval(contig, interval.start, interval.end, interval.strand, interval.name))
+        located.append(on_genome)
     trained = encoder.config.trained_context
     if trained is not None and longest > trained:
         warnings.warn(

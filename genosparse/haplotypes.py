@@ -197,10 +197,13 @@ def haplotype(
         raise ConfigError(f"unphased={unphased!r}: expected one of {', '.join(get_args(Unphased))}")
     if phase < 0:
         raise ConfigError(f"phase={phase}: expected 0 for the first haplotype, 1 for the second")
-    contig = ContigMatcher(genome.contigs, wanted_from="the interval", available_from=str(genome.path)).match(
-        interval.contig
-    )
-    reference = genome.fetch(Interval(contig or interval.contig, interval.start, interval.end))
+    contig = genome.matcher(wanted_from="the interval").match(interval.contig)
+    on_genome = Interval(contig or interval.contig, interval.start, interval.end)
+    if genome.wraps(on_genome):
+        raise IntervalError(
+            f"interval {interval} goes on past the end of the circular contig {contig!r}; ask for each of its parts"
+        )
+    reference = genome.fetch(on_genome)
     canvas = _Canvas(interval)
     skipped = []
     phase_sets: dict[int, None] = {}

@@ -47,6 +47,7 @@ __all__ = [
     "choice",
     "fingerprint_intervals",
     "flag",
+    "genome_options",
     "integer",
     "is_given",
     "number",
@@ -231,6 +232,27 @@ def paths(config: DictConfig, key: str) -> list[str]:
     if not value:
         raise ConfigError(f"{key}=[] names no file")
     return [path(config, f"{key}[{index}]") for index in range(len(value))]
+
+
+def genome_options(config: DictConfig, group: str = "") -> dict[str, Any]:
+    """Return the settings ``circular`` and ``aliases`` of a config as arguments of ``Genome``.
+
+    Args:
+        config: The settings.
+        group: What the keys begin with, as ``data.``.
+
+    Raises:
+        ConfigError: ``circular`` is neither true nor names of contigs, or ``aliases`` is no path.
+    """
+    circular = OmegaConf.select(config, f"{group}circular")
+    if isinstance(circular, ListConfig):
+        circular = [str(name) for name in circular]
+    elif circular is None or isinstance(circular, DictConfig):
+        raise ConfigError(f"{group}circular={circular}: expected names of contigs, as [chrM], or true or false")
+    elif not isinstance(circular, bool):
+        circular = [str(circular)]
+    aliases = OmegaConf.select(config, f"{group}aliases")
+    return {"circular": circular, "aliases": None if aliases is None else path(config, f"{group}aliases")}
 
 
 def as_dict(node: DictConfig) -> dict[str, Any]:

@@ -30,7 +30,7 @@ __all__ = ["main"]
 _IDENTITY = b"genosparse.run"
 
 
-@app.pipeline("embed", paths=("model", "genome", "intervals", "output", "run_dir"))
+@app.pipeline("embed", paths=("model", "genome", "aliases", "intervals", "output", "run_dir"))
 def main(config: DictConfig) -> None:
     """Embed intervals block by block into ``run_dir``, then join the blocks into the output."""
     runtime = app.setup(config)
@@ -45,7 +45,8 @@ def main(config: DictConfig) -> None:
 
     encoder = Encoder.from_pretrained(app.path(config, "model"), device=runtime.device)
     check_arguments(encoder, layer, pool, batch_bases)
-    with Genome(app.path(config, "genome")) as genome:
+    options = app.genome_options(config)
+    with Genome(app.path(config, "genome"), **options) as genome:
         intervals = _read_intervals(
             app.path(config, "intervals"), genome, encoder.config.max_length, _kinds(config.features)
         )
@@ -63,6 +64,8 @@ def main(config: DictConfig) -> None:
             "pipeline": "embed",
             **{key.removeprefix("genosparse."): value for key, value in metadata.items()},
             "genome": fingerprint(genome.path),
+            "circular": sorted(genome.circular),
+            "aliases": options["aliases"] and fingerprint(options["aliases"]),
             "intervals": app.fingerprint_intervals(intervals),
             "batch_bases": batch_bases,
             "precision": runtime.precision,
@@ -76,7 +79,8 @@ def main(config: DictConfig) -> None:
             return
 
         run_dir = Path(app.path(config, "run_dir"))
-        inputs = [app.path(config, key) for key in ("model", "genome", "intervals")]
+        keys = ("model", "genome", "intervals", *(["aliases"] if options["aliases"] else []))
+        inputs = [app.path(config, key) for key in keys]
         with open_run(run_dir, identity, owns=("parts", "wandb", "wandb-id"), overwrite=overwrite, inputs=inputs):
             parts = run_dir / "parts"
             parts.mkdir(exist_ok=True)

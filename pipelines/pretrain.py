@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ TABLE_FILE = "metrics.csv"
 CURVE_FILE = "loss_curve.png"
 
 
-@app.pipeline("pretrain", paths=("data.genome", "data.regions", "data.exclude", "init", "run_dir"))
+@app.pipeline("pretrain", paths=("data.genome", "data.aliases", "data.regions", "data.exclude", "init", "run_dir"))
 def main(config: DictConfig) -> None:
     """Train, or go on training, and end with a model folder, a card and a curve."""
     check_one_process()
@@ -72,6 +72,7 @@ def main(config: DictConfig) -> None:
     beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
     intervals = {key: list(read_bed(path)) for key, path in beds.items()}
     checksums = [fingerprint(path) for path in paths]
+    options = app.genome_options(config, "data.")
     identity = {
         "pipeline": "pretrain",
         "version": genosparse.__version__,
@@ -80,7 +81,8 @@ def main(config: DictConfig) -> None:
         "precision": precision,
         "start": encoder.fingerprint(),
         "genome": checksums,
-        "data": _contents(config.data, aside=("genome", *(key.removeprefix("data.") for key in _BED_KEYS))),
+        "data": _contents(config.data, aside=("genome", "aliases", *(key.removeprefix("data.") for key in _BED_KEYS))),
+        "aliases": options["aliases"] and fingerprint(options["aliases"]),
         "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
         "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
     }
@@ -91,9 +93,16 @@ def main(config: DictConfig) -> None:
             f"init={run_dir / 'model'} with another run_dir= trains it further"
         )
         return
-    corpus, data = _read_genomes(config, paths, checksums, intervals, context, is_trained=settings.max_steps != 0)
+    corpus, data = _read_genomes(
+        config, paths, options, checksums, intervals, context, is_trained=settings.max_steps != 0
+    )
     held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
-    inputs = [*paths, *beds.values(), *([app.path(config, "init")] if config.init is not None else [])]
+    inputs = [
+        *paths,
+        *beds.values(),
+        *([options["aliases"]] if options["aliases"] else []),
+        *([app.path(config, "init")] if config.init is not None else []),
+    ]
     with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs):
         if corpus is None or held_out is None:
             _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
@@ -141,6 +150,7 @@ _OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "w
 def _read_genomes(
     config: DictConfig,
     paths: Sequence[str],
+    options: Mapping[str, Any],
     checksums: Sequence[str],
     intervals: Mapping[str, list[Interval]],
     context: int,
@@ -149,7 +159,7 @@ def _read_genomes(
 ) -> tuple[Corpus | None, list[str]]:
     """The corpus (None where nothing is trained), and a line on each genome for the model card."""
     with ExitStack() as stack:
-        genomes = [stack.enter_context(Genome(path)) for path in paths]
+        genomes = [stack.enter_context(genome) for genome in _open_genomes(paths, **options)]
         lines = [
             f"{Path(path).name}: {sum(genome.contigs.values()):,} bases (SHA-256 of the file {checksum[:16]})"
             for path, genome, checksum in zip(paths, genomes, checksums, strict=True)
@@ -165,6 +175,21 @@ def _read_genomes(
             max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
         )
         return corpus, lines
+
+
+def _open_genomes(paths: Sequence[str], circular: bool | list[str], aliases: str | None) -> Iterator[Genome]:
+    """Open genomes, each with those of the circular contigs that it has."""
+    if isinstance(circular, bool) or len(paths) == 1:
+        yield from (Genome(path, circular=circular, aliases=aliases) for path in paths)
+        return
+    missing = set(circular)
+    for path in paths:
+        with Genome(path, aliases=aliases) as genome:
+            there = [name for name in circular if genome.matcher().find(name) is not None]
+        missing -= set(there)
+        yield Genome(path, circular=there, aliases=aliases)
+    if missing:
+        raise ConfigError(f"data.circular names contig {min(missing)!r}, which no genome has; check its spelling")
 
 
 def _training_precision(config: DictConfig, runtime: app.Runtime) -> str:

@@ -33,7 +33,7 @@ __all__ = ["main"]
 _STANDARD_OUTPUT = "-"
 
 
-@app.pipeline("variant-effect", paths=("model", "genome", "variants", "output", "run_dir"))
+@app.pipeline("variant-effect", paths=("model", "genome", "aliases", "variants", "output", "run_dir"))
 def main(config: DictConfig) -> None:
     """Score variants block by block into ``run_dir``, then write all records with their scores to the output."""
     output, run_dir = app.path(config, "output"), Path(app.path(config, "run_dir"))
@@ -51,17 +51,20 @@ def main(config: DictConfig) -> None:
     if output != _STANDARD_OUTPUT:
         check_writable(output)
     inputs = [app.path(config, key) for key in ("model", "genome", "variants")]
+    options = app.genome_options(config)
+    if options["aliases"] is not None:
+        inputs.append(options["aliases"])
     _check_not_an_input(output, inputs)
 
     runtime = app.setup(config)
-    with Genome(inputs[1]) as genome, _rereadable(inputs[2]) as variants:
+    with Genome(inputs[1], **options) as genome, _rereadable(inputs[2]) as variants:
         encoder = Encoder.from_pretrained(inputs[0]).to(runtime.device).eval()
         check_context(encoder, context)
         summary = scan_records(variants, all_declared=to_bcf)
         scorer = VariantScorer(
             encoder,
             genome,
-            find_contigs(summary.contigs, genome, display_name(inputs[2]), summary.contig_lengths),
+            find_contigs(summary.contigs, genome, display_name(inputs[2]), summary.contig_lengths, summary.build_names),
             scores=scores,
             context=context,
             batch_bases=batch_bases,
@@ -72,6 +75,8 @@ def main(config: DictConfig) -> None:
             "pipeline": "variant-effect",
             "model": model,
             "genome": fingerprint(inputs[1]),
+            "circular": sorted(genome.circular),
+            "aliases": options["aliases"] and fingerprint(options["aliases"]),
             "variants": fingerprint(variants),
             "scores": list(scores),
             "context": context,

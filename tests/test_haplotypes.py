@@ -53,6 +53,17 @@ def reasons(found):
     return [(skipped.variant.position0, skipped.alt, skipped.reason) for skipped in found.skipped]
 
 
+def test_an_interval_over_the_end_of_a_circular_contig_is_refused(tmp_path):
+    (tmp_path / "g.fa").write_text(f">c\n{SEQUENCE}\n")
+    with (
+        Genome(tmp_path / "g.fa", circular=True) as genome,
+        pytest.raises(
+            IntervalError, match=r"c:10-20\(\+\) goes on past the end of the circular contig 'c'; ask for each"
+        ),
+    ):
+        apply(genome, v(2, "G", "T"), start=10, end=20)
+
+
 def test_no_variants_give_the_reference(genome):
     found = apply(genome, start=3, end=9)
     assert found.sequence == "TTGCAA"

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genosparse.contigs import ContigMatcher
 from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
 from genosparse.intervals import Interval
 from genosparse.readers import Genome
@@ -157,6 +156,10 @@ def _located(intervals: Iterable[Interval], key: str, genomes: Sequence[Genome])
     find = _ContigFinder(genomes, key)
     for interval in intervals:
         for whole in find(interval.contig):
+            if genomes[whole.genome].wraps(Interval(whole.contig, interval.start, interval.end)):
+                yield Span(whole.genome, whole.contig, interval.start, whole.end)
+                yield Span(whole.genome, whole.contig, 0, interval.end - whole.end)
+                continue
             if interval.end > whole.end:
                 raise IntervalError(
                     f"{key}: interval {interval} reaches past the end of contig {whole.contig!r} ({whole.end} bp) in "
@@ -170,9 +173,7 @@ class _ContigFinder:
 
     def __init__(self, genomes: Sequence[Genome], key: str) -> None:
         self._genomes, self._key = genomes, key
-        self._matchers = [
-            ContigMatcher(genome.contigs, wanted_from=key, available_from=str(genome.path)) for genome in genomes
-        ]
+        self._matchers = [genome.matcher(wanted_from=key) for genome in genomes]
 
     def __call__(self, contig: str) -> list[Span]:
         found = [

@@ -133,7 +133,7 @@ def reference_matches(ref: str, genome: Genome, contig: str, position0: int) -> 
 
 def contig_matcher(genome: Genome) -> ContigMatcher:
     """What finds the genome's names of the contigs of variants."""
-    return ContigMatcher(genome.contigs, wanted_from="the variants", available_from=str(genome.path))
+    return genome.matcher(wanted_from="the variants")
 
 
 def place_problem(variant: Variant, genome: Genome, matcher: ContigMatcher) -> tuple[str | None, str | None]:

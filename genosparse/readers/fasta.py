@@ -55,6 +55,7 @@ class Genome:
         path: As given.
         contigs: Length of each contig in bases, in the file's order.
         aliases: Further names of contigs.
+        circular: Names of the circular contigs.
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
@@ -81,7 +82,7 @@ class Genome:
         found = find_or_make_index(self.path)
         self._files, self._version = found.files, found.version
         self.contigs: dict[str, int] = found.contigs
-        self._circular = self._chosen_circular(circular, found.circular)
+        self.circular: frozenset[str] = self._chosen_circular(circular, found.circular)
         self._handles: PerThread[pysam.FastaFile] | None = PerThread(self._open)
         self._handle()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))
@@ -135,12 +136,12 @@ class Genome:
         Raises:
             ContigNotFoundError: The contig is not in the genome.
         """
-        return self._require(contig) in self._circular
+        return self._require(contig) in self.circular
 
     def wraps(self, interval: Interval) -> bool:
         """Whether an interval begins on a circular contig, passes its end, and takes no base twice."""
         length = self.contigs.get(interval.contig, 0)
-        return interval.contig in self._circular and interval.start < length < interval.end <= interval.start + length
+        return interval.contig in self.circular and interval.start < length < interval.end <= interval.start + length
 
     def link(self, path: Path, names: Mapping[str, str]) -> None:
         """Link the file to ``path``, beside an index in which contigs have other names.
@@ -259,7 +260,7 @@ class Genome:
             return self._read(contig, start, end)
         if self.wraps(interval):
             return self._read(contig, start, length) + self._read(contig, 0, end - length)
-        if contig in self._circular:
+        if contig in self.circular:
             raise IntervalError(
                 f"interval {interval} begins past the end of the circular contig {contig!r} ({length} bp) in "
                 f"{self.path}, or is longer; expected start < {length} and at most {length} bases"

@@ -10,6 +10,7 @@ from genosparse.readers import Variant, open_vcf_text, parse_vcf_line
 
 __all__ = ["InputSummary", "Record", "read_records", "scan_records"]
 
+_ASSEMBLY = re.compile(r"^##contig=<.*\bassembly=([^,>]+)")
 _DECLARATION = re.compile(r"##(contig|FILTER|INFO|FORMAT)=<(?:.*?,)?ID=([^,>]+)")
 
 
@@ -36,6 +37,13 @@ class InputSummary:
     num_records: int
     contigs: list[str]
     contig_lengths: dict[str, int | None]
+
+    @property
+    def build_names(self) -> list[str]:
+        """What the header says of the reference genome: ``##reference``, ``##assembly`` and its contigs' assemblies."""
+        names = [line for line in self.header_lines if line.startswith(("##reference=", "##assembly="))]
+        assemblies = (_ASSEMBLY.search(line) for line in self.header_lines)
+        return [*names, *dict.fromkeys(match[1] for match in assemblies if match)]
 
 
 def read_records(path: str | Path) -> Iterator[Record]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from genosparse.contigs import match_contigs, no_contig_matches
+from genosparse.builds import check_build
+from genosparse.contigs import no_contig_matches
 from genosparse.errors import ConfigError, GenosparseWarning, ModelFormatError
 from genosparse.intervals import Interval, position_1based
 from genosparse.readers import AlleleKind, Genome, Variant, allele_kind
@@ -124,12 +125,17 @@ def check_context(encoder: "Encoder", context: int) -> None:
         warnings.warn(message, GenosparseWarning, stacklevel=2)
 
 
-def site_window(position0: int, contig_length: int, context: int) -> tuple[int, int]:
+def site_window(position0: int, contig_length: int, context: int, *, circular: bool = False) -> tuple[int, int]:
     """Return ``(start, end)`` of a site's window: 0-based, half-open.
 
     The window is centred (``context // 2`` bases before the site), shifted where the contig ends, and shorter than
-    ``context`` only on a contig that is itself shorter.
+    ``context`` only on a contig that is itself shorter. On a circular contig it is never shifted: ``end`` passes
+    ``contig_length`` where it goes on at the contig's first base.
     """
+    if circular:
+        length = min(context, contig_length)
+        start = (position0 - length // 2) % contig_length
+        return start, start + length
     start = max(0, min(position0 - context // 2, contig_length - context))
     return start, min(start + context, contig_length)
 
@@ -286,9 +292,10 @@ class VariantScorer:
     def _masked_windows(self, sites: Sequence[tuple[str, int]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
         """Yield ``(tokens, index of the masked site)`` for each site, plus strand first, then minus strand."""
         for contig, position0 in sites:
-            start, end = site_window(position0, self._genome.contigs[contig], self._context)
+            length = self._genome.contigs[contig]
+            start, end = site_window(position0, length, self._context, circular=self._genome.is_circular(contig))
             tokens = self._genome.tokens(Interval(contig, start, end))
-            site = position0 - start
+            site = (position0 - start) % length
             tokens[site] = MASK
             yield tokens, site
             yield self._tokenizer.reverse_complement(tokens), len(tokens) - 1 - site
@@ -308,7 +315,8 @@ def score_variants(
 
     ``llr`` is the mean over both strands of ``log P(alt) - log P(ref)`` with the site masked. The window of a site is
     ``context`` bases centred on it, shifted at the contig's ends; the minus strand sees the reverse complement of the
-    same bases. Lower case in the genome or the alleles makes no difference.
+    same bases; on a circular contig it goes on at the other end instead of being shifted. Lower case in the genome or
+    the alleles makes no difference.
 
     Args:
         encoder: A masked-language encoder, used on the device it is on.
@@ -364,8 +372,9 @@ def find_contigs(
     genome: Genome,
     wanted_from: str = "the variants",
     wanted_lengths: Mapping[str, int | None] | None = None,
+    build_names: Iterable[str] = (),
 ) -> dict[str, str | None]:
-    """Return the genome's name, or None, for each contig of the variants.
+    """Return the genome's name, or None, for each contig of the variants; warn where they are of another build.
 
     Args:
         wanted: The variants' contigs.
@@ -373,17 +382,15 @@ def find_contigs(
         wanted_from: What the variants are called in errors.
         wanted_lengths: Lengths that the variants' header declares; a name is translated (``chrM`` to ``MT``) only where
             they agree.
+        build_names: Texts of the variants' header that may name a build of the genome.
 
     Raises:
         ContigNotFoundError: There are contigs, and the genome has none of them.
     """
-    contigs = match_contigs(
-        wanted,
-        genome.contigs,
-        wanted_lengths=wanted_lengths,
-        wanted_from=wanted_from,
-        available_from=str(genome.path),
+    check_build(
+        build_names, wanted_lengths or {}, genome.contigs, wanted_from=wanted_from, available_from=str(genome.path)
     )
+    contigs = genome.matcher(wanted_from=wanted_from, wanted_lengths=wanted_lengths).match_all(wanted)
     if wanted and not any(contigs.values()):
         raise no_contig_matches(wanted, genome.contigs, wanted_from, str(genome.path))
     return contigs

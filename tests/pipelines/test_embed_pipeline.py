@@ -278,3 +278,45 @@ def test_contig_names_are_matched_with_one_notice(model: Path, work: Path, capsy
     assert captured.err.startswith("genosparse embed: warning: ")
     assert captured.err.count("\n") == 1
     assert pq.read_table("e.parquet")["contig"].to_pylist() == ["1"]
+
+
+def test_aliases_and_circular_contigs(model: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("names 1.txt").write_text("NC_1\tchr1\n")
+    Path("over.bed").write_text("NC_1\t1990\t2010\tx\t0\t-\n")
+    given = ["aliases=names 1.txt", "circular=[chr1]"]
+    assert run(model, *given, intervals="over.bed") == 0
+    assert capsys.readouterr().err == ""  # an alias that was asked for is no news
+    (row,) = pq.read_table("e.parquet").to_pylist()
+    assert (row["contig"], row["start"], row["end"], row["strand"]) == ("NC_1", 1990, 2010, "-")
+    genome = Genome("g (1)=x.fa")
+    turned = genome.fetch(Interval("chr1", 1990, 2000)) + genome.fetch(Interval("chr1", 0, 10))
+    Path("turned.fa").write_text(f">chr1\n{turned}\n")
+    expected = embed(Encoder.from_pretrained(model), Genome("turned.fa"), [Interval("chr1", 0, 20, "-")]).embedding[0]
+    np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)
+
+    assert run(model, *given, intervals="over.bed") == 0
+    assert "is there already" in capsys.readouterr().out
+    assert run(model, "aliases=names 1.txt", "circular=true", intervals="over.bed") == 2
+    assert "made from other inputs or settings" in capsys.readouterr().err
+    Path("names 1.txt").write_text("NC_1\tchr1\nNC_2\tchr2\n")
+    assert run(model, *given, intervals="over.bed") == 2
+    assert "made from other inputs or settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["circular=[chr3]"], "contig 'chr3' is not in g (1)=x.fa"),
+        (["circular=null"], "circular=None: expected names of contigs, as [chrM], or true or false"),
+        (["aliases=none.txt"], "none.txt does not exist; expected a file of two names of a contig"),
+        (["aliases=r.bed"], "r.bed, line 1: 6 columns"),
+        ([], "interval chr1:1990-2010(+) reaches past the end of chr1"),
+    ],
+)
+def test_mistakes_over_aliases_and_circular_contigs(
+    model: Path, work: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    before = files()
+    assert run(model, *arguments, intervals="chr1:1991-2010") == 2
+    assert message in capsys.readouterr().err
+    assert files() == before

@@ -203,3 +203,19 @@ def test_mistakes_end_in_one_line_and_leave_nothing(reference: Path, arguments: 
     assert "Traceback" not in run.stderr
     # Indexes beside a FASTA are caches, not outputs.
     assert {path.name for path in folder.iterdir() if path.suffix != ".fai"} == before - {"ref.fa.fai"}
+
+
+def test_circular_contigs_and_aliases_of_several_genomes(reference: Path) -> None:
+    (reference.parent / "more.fa").write_text(f">three\n{'ACGTT' * 200}\n")
+    (reference.parent / "names.txt").write_text("NC_1 one\n")
+    (reference.parent / "over.bed").write_text("NC_1\t5000\t7000\nthree\t900\t1100\n")
+    given = [*SMALL, "data.genome=[ref.fa,more.fa]", "data.aliases=names.txt", "data.regions=over.bed", "run_dir=out"]
+    given += ["data.validation=0", "trainer.max_steps=2"]
+    run = pretrain(reference.parent, *given, "data.circular=[NC_1,three]")
+    assert run.returncode == 0, run.stderr
+    run = pretrain(reference.parent, *given, "data.circular=[three]")
+    assert run.returncode == 2
+    assert "data.regions: interval NC_1:5000-7000(+) reaches past the end of contig 'one'" in run.stderr
+    run = pretrain(reference.parent, *given, "data.circular=[four]")
+    assert run.returncode == 2
+    assert "data.circular names contig 'four', which no genome has" in run.stderr

@@ -380,6 +380,48 @@ def test_a_reference_of_another_assembly_gives_one_warning(inputs, tmp_path, cap
     assert "check that it is the right assembly" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "reference, length, told",
+    [("hg19", None, "header says"), ("hg38", 48129895, "lengths of its contigs say"), ("hg19", 46709983, None)],
+)
+def test_variants_of_another_build_give_one_warning(inputs, tmp_path, capfd, reference, length, told):
+    (tmp_path / "hg38.fa").write_text(f">chr21\n{'A' * 46709983}\n")
+    (tmp_path / "in.vcf").write_text(
+        f"##fileformat=VCFv4.2\n##reference=file:///ref/{reference}.fa\n"
+        f"##contig=<ID=chr21{'' if length is None else f',length={length}'}>\n"
+        "#CHROM\tPOS\tID\tREF\tALT\tQUAL\tFILTER\tINFO\nchr21\t5\t.\tA\tC\t.\t.\t.\n"
+    )
+    given = arguments(inputs, tmp_path / "in.vcf", tmp_path / "out.tsv", tmp_path / "run")
+    assert main([*given, f"genome={tmp_path / 'hg38.fa'}"]) == 0
+    errors = capfd.readouterr().err
+    assert errors.count("GRCh37 (hg19)") == (told is not None)
+    assert (f"in.vcf is of GRCh37 (hg19), as {'the ' if length else 'its '}{told}" in errors) == (told is not None)
+
+
+def test_aliases_and_circular_contigs(inputs, tmp_path, capfd):
+    (tmp_path / "names.tsv").write_text("NC_1\tone\n")
+    text = (inputs / "few.vcf").read_text().replace("\none\t", "\nNC_1\t")
+    (tmp_path / "in.vcf").write_text(text.replace("ID=one,", "ID=NC_1,"))
+    outputs = {}
+    for name, more in (("line", []), ("ring", ["circular=[one]"])):
+        given = arguments(inputs, tmp_path / "in.vcf", tmp_path / f"{name}.tsv", tmp_path / name, *more)
+        assert main([*given, f"aliases={tmp_path / 'names.tsv'}"]) == 0
+        outputs[name] = (tmp_path / f"{name}.tsv").read_text()
+    assert "matched to" not in capfd.readouterr().err
+    assert main(arguments(inputs, inputs / "few.vcf", tmp_path / "named.tsv", tmp_path / "named")) == 0
+    assert outputs["line"] == (tmp_path / "named.tsv").read_text().replace("\none\t", "\nNC_1\t")
+    with Genome(inputs / "g.fa", circular=["one"]) as genome:
+        encoder = Encoder.from_pretrained(inputs / "tiny").eval()
+        table = score_variants(encoder, genome, read_variants(inputs / "few.vcf"), context=CONTEXT)
+    column = outputs["ring"].splitlines()[0].split("\t").index("GS_LLR")
+    scores = [line.split("\t")[column] for line in outputs["ring"].splitlines()[1:]]
+    for text, score in zip(scores, table["llr"], strict=True):
+        assert np.isnan(score) if text in ("", ".", "nan") else abs(float(text) - score) < 1e-4
+    given = arguments(inputs, tmp_path / "in.vcf", tmp_path / "line.tsv", tmp_path / "line", "circular=[one]")
+    assert main([*given, f"aliases={tmp_path / 'names.tsv'}"]) == 2
+    assert "circular" in capfd.readouterr().err
+
+
 MISTAKES = {
     "no such VCF": (["variants=absent.vcf"], "absent.vcf does not exist"),
     "no such genome": (["genome=absent.fa"], "absent.fa does not exist"),

@@ -176,6 +176,21 @@ def test_example_is_a_function_of_seed_and_index(genome: Genome) -> None:
     assert not first[0][0].equal(examples(2)[0][0])
 
 
+def test_intervals_go_past_the_end_of_a_circular_contig(tmp_path: Path) -> None:
+    (tmp_path / "ring.fa").write_text(f">ring\n{'ACGTT' * 40}\n")
+    with Genome(tmp_path / "ring.fa", circular=["ring"], aliases={"NC_1": "ring"}) as genome:
+        over = [Interval("NC_1", 150, 230)]
+        inside = Corpus([genome], validation=0, context=20, regions=over)
+        assert sorted(inside.training, key=lambda span: span.start) == [
+            Span(0, "ring", 0, 30),
+            Span(0, "ring", 150, 200),
+        ]
+        outside = Corpus([genome], validation=0, context=20, exclude=over)
+        assert outside.training == [Span(0, "ring", 30, 150)]
+        with pytest.raises(IntervalError, match=r"data\.regions: .* reaches past the end of contig 'ring'"):
+            Corpus([genome], validation=0, context=20, regions=[Interval("ring", 150, 351)])
+
+
 def test_what_is_too_short_is_told(genome: Genome) -> None:
     with pytest.warns(GenosparseWarning, match="350 bases are in stretches shorter"):
         assert Corpus([genome], validation=0, context=400).num_training_bases == 1000

@@ -21,6 +21,13 @@ def write(path, records, header=HEADER):
     return path
 
 
+def test_what_the_header_says_of_the_genome(tmp_path):
+    lines = ["##reference=file:///ref/hs37d5.fa", "##contig=<ID=c2,assembly=b37,length=9>", "##assembly=x"]
+    lines.append('##contig=<ID=c3,length=9,assembly=b37,species="Homo sapiens">')
+    path = write(tmp_path / "a.vcf", GOOD, [HEADER[0], *lines, *HEADER[1:]])
+    assert scan_records(path).build_names == ["##reference=file:///ref/hs37d5.fa", "##assembly=x", "b37"]
+
+
 def test_records_have_their_line_and_its_meaning(tmp_path):
     path = write(tmp_path / "a.vcf", GOOD)
     first, second = read_records(path)

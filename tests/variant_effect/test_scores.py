@@ -1,5 +1,7 @@
 """llr against a loop that makes one forward pass per ALT, strand and allele, and nothing shared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,44 @@ def naive_llr(encoder, sequence, position0, ref, alt, context=CONTEXT):
 )
 def test_window_of_a_site(position0, length, context, window):
     assert site_window(position0, length, context) == window
+
+
+@pytest.mark.parametrize(
+    "position0, length, context, window",
+    [
+        (100, 200, 64, (68, 132)),
+        (0, 200, 64, (168, 232)),
+        (31, 200, 64, (199, 263)),
+        (32, 200, 64, (0, 64)),
+        (199, 200, 64, (167, 231)),
+        (168, 200, 64, (136, 200)),
+        (5, 41, 64, (26, 67)),  # the contig is shorter: once round, the site in its middle
+        (40, 41, 64, (20, 61)),
+        (0, 200, 1, (0, 1)),
+    ],
+)
+def test_window_of_a_site_on_a_circular_contig(position0, length, context, window):
+    assert site_window(position0, length, context, circular=True) == window
+
+
+@pytest.mark.parametrize("contig", ["long", "short"])
+def test_where_a_circular_contig_begins_makes_no_difference(encoder, sequences, tmp_path, contig):
+    sequence, context = sequences[contig], 64
+    turned = sequence[20:] + sequence[:20]
+    (tmp_path / "a.fa").write_text(f">{contig}\n{sequence}\n")
+    (tmp_path / "b.fa").write_text(f">{contig}\n{turned}\n")
+    places = [0, 5, 19, 20, 21, len(sequence) - 1]
+    at_first = [snv(sequences, contig, place, "ACGT".replace(sequence[place], "")[0]) for place in places]
+    at_second = [replace(variant, position0=(variant.position0 - 20) % len(sequence)) for variant in at_first]
+    with Genome(tmp_path / "a.fa", circular=True) as first, Genome(tmp_path / "b.fa", circular=True) as second:
+        tables = [
+            score_variants(encoder, genome, variants, context=context)
+            for genome, variants in ((first, at_first), (second, at_second))
+        ]
+    assert set(tables[0].status) == {"scored"}
+    np.testing.assert_allclose(tables[0]["llr"], tables[1]["llr"], atol=1e-5)
+    with Genome(tmp_path / "a.fa") as line:
+        assert abs(score_variants(encoder, line, at_first, context=context)["llr"][0] - tables[0]["llr"][0]) > 1e-4
 
 
 @pytest.mark.parametrize("contig", ["long", "mixed", "short"])
