@@ -77,5 +77,5 @@ def read_results(path: Path) -> list[Row]:
         if contents["format"] == FORMAT:
             return list(contents["rows"])
     except (ValueError, KeyError, TypeError):
-        pass
+        pass  # the same error as for another format
     raise OutputError(f"{path} is no file of results in the format {FORMAT}; pass overwrite=true or another run_dir=")

@@ -149,7 +149,7 @@ def find_or_make_index(path: Path) -> FoundFasta:
             try:
                 return _find_or_build(path.absolute(), path, compressed=is_gzip(head))
             except _LayoutError:
-                pass
+                pass  # its copy will do
         make_copy(path, kind)
     return _find_or_build(copy, path, compressed=True)._replace(circular=circular_contigs(copy))
 

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import warnings
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from itertools import islice
@@ -299,8 +300,8 @@ class AlignmentFile:
             raise FileFormatError(f"{self.path} is damaged: samtools cannot index it ({_reason(error)})") from None
 
     def _sort(self, sorted_path: Path) -> None:
-        for _ in self.batches():  # says what is wrong with it better than samtools sort
-            pass
+        # Read to its end first, as that says better than samtools sort what is wrong with a file.
+        deque(self.batches(), maxlen=0)
         warnings.warn(
             f"{self.path} cannot be read at any place; a sorted copy is made in {sorted_path.parent} "
             "(make it BAM with `samtools sort` to do without)",

@@ -63,7 +63,8 @@ def assert_sound(kernel: dict[str, Any]) -> None:
     # The table says how many registers each may have: one more is a spill.
     assert 0 < kernel["registers"] <= (kernel["configuration"]["max_registers"] or 255), what
     assert kernel["shared_bytes"] <= SHARED_BYTES[kernel["arch"]], what
-    assert kernel["instructions"]["all"] > 50, what  # a small kernel of one tile has about a hundred
+    # Not empty: the kernel that prepares the backward pass is small, and at head size 16 has 96.
+    assert kernel["instructions"]["all"] > (100 if kernel["kernel"] in MATRIX_KERNELS else 50), what
     if kernel["kernel"] in MATRIX_KERNELS and kernel["dtype"] != "fp32":
         assert MATRIX_INSTRUCTION[kernel["arch"]] in kernel["ptx"], what
         assert kernel["instructions"]["matrix"] > 0, what
