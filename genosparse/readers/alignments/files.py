@@ -176,13 +176,14 @@ class AlignmentFile:
         while not done:
             with _scratch_file() as scratch:
                 writer = pysam.AlignmentFile(scratch, "wbu", header=self._short_header)
+                write = writer.write
                 try:
                     with quiet_htslib():
                         size = 0
                         while size < _BATCH_BYTES and not done:
                             before, size_before = last, size
                             for last in islice(reads, count):
-                                writer.write(last)
+                                write(last)
                             done = last is before
                             # So many more at once as will not be far over: reads have a hundred bytes or a million.
                             size = os.fstat(scratch.fileno()).st_size

@@ -1,13 +1,15 @@
 """Reads summed up by reference position, many bases at a time.
 
 Legend: R reads, S segments (stretches of a read that are aligned or deleted, clipped to the interval), T bases of some
-segments, L positions of the interval.
+segments, L positions of the interval. Bases between the aligned segments of a read (insertions) are given positions
+from L on, where nobody looks: the read stays one stretch of bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,17 +23,18 @@ from genosparse.tokenizers import NUCLEOTIDE_CODES
 __all__ = ["Pileup", "ReadFilters", "depth_limits"]
 
 _BASES = "ACGT"
-# The columns that bases are counted in: A, C, G, T, other codes, and BAM's "=", which the reference resolves.
-_NUM_COLUMNS = 8
-_OTHER, _EQUAL = 4, 5
-_COLUMN = np.array([_EQUAL] + [_BASES.index(x) if x in _BASES else _OTHER for x in NUCLEOTIDE_CODES[1:]], np.uint8)
-#: The columns of the two bases of a byte, the first one in the low half of a little-endian uint16.
-_COLUMNS_OF_BYTE = _COLUMN[np.arange(256) >> 4] | _COLUMN[np.arange(256) & 15].astype("<u2") << 8
+# Four counts of 16 bits in one number, so that a base is one addition: what each code adds, A in the lowest bits.
+_COUNT_BITS = 16
+_MOST_COUNT = (1 << _COUNT_BITS) - 1
+_ADDED = np.array([1 << _COUNT_BITS * _BASES.index(x) if x in _BASES else 0 for x in NUCLEOTIDE_CODES], "<u8")
+#: What the two bases of a byte add, as one item of 16 bytes: numpy takes those faster than rows of two.
+_ADDED_BY_BYTE = _ADDED[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.complex128)[:, 0]
+_EQUAL = 0  # BAM's "=", which the reference resolves
 _MISSING = 255  # a base quality that is not known
 _PIECE_BASES = 1 << 15  # what the arrays of one step hold, so that they stay in the processor's cache
+_LONG_RUN = 512  # bases in a row from which a slice for each run beats an index for each base
+_BLOCK_POSITIONS = 1 << 14  # positions whose channels are written together, for the cache too
 _LIMIT_BASES = 1 << 22  # bases that are ranked together where there are too many
-# ufunc.at is forty times slower where it has to cast.
-_ONE = np.int32(1)
 _MOST_HASH = np.iinfo(np.uint64).max
 
 
@@ -104,8 +107,25 @@ class _Segments:
     def __getitem__(self, chosen: slice | NDArray[np.bool_] | Ints) -> _Segments:
         return _Segments(self.read[chosen], self.position[chosen], self.offset[chosen], self.length[chosen])
 
+    def with_inserted(self, before: Ints, others: _Segments) -> _Segments:
+        """The segments with others put in before those of the indices ``before``."""
+        return _Segments(
+            np.insert(self.read, before, others.read),
+            np.insert(self.position, before, others.position),
+            np.insert(self.offset, before, others.offset),
+            np.insert(self.length, before, others.length),
+        )
+
     def pieces(self) -> Iterator[_Segments]:
-        """The segments by the piece, one at least and so many bases at most; those of one length and parity together.
+        """The segments by the piece, one at least and so many bases at most."""
+        ends = np.cumsum(self.length)
+        cuts = np.searchsorted(ends, np.arange(0, ends[-1] if len(ends) else 0, _PIECE_BASES))
+        cuts = np.unique(np.append(cuts, len(ends)))
+        for start, end in pairwise(cuts.tolist()):
+            yield self[start:end]
+
+    def alike(self) -> Iterator[_Segments]:
+        """The segments by the piece, in another order: those of one length and parity together.
 
         Most short reads are one segment of the same length, and arrays of such need no index for each base.
         """
@@ -117,43 +137,66 @@ class _Segments:
         ends = np.cumsum(ordered.length)
         borders = np.flatnonzero(np.diff(kind)) + 1
         bases = np.diff(ends[borders - 1], prepend=0, append=ends[-1])
-        # A piece of its own for each length that fills one; the others share theirs.
+        # Pieces of its own for each length that fills one; the others share theirs.
         alone = bases >= _PIECE_BASES
         borders = borders[alone[1:] | alone[:-1]]
-        sizes = np.arange(_PIECE_BASES, ends[-1], _PIECE_BASES)
-        cuts = np.unique(np.concatenate([[0], borders, np.searchsorted(ends, sizes), [len(ends)]]))
-        for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-            yield ordered[start:end]
+        for start, end in pairwise([0, *borders.tolist(), len(ends)]):
+            yield from ordered[start:end].pieces()
 
     @property
     def is_uniform(self) -> bool:
         """Whether all segments are of one length and begin all at even, or all at odd bases of their reads."""
         return bool((self.length == self.length[0]).all() and not ((self.offset ^ self.offset[0]) & 1).any())
 
-    def expand(self, first: Ints, step: int = 1) -> Ints:
-        """``first, first + step, ...`` of each segment as long as it is, ``[T]``."""
+    def expand(self, first: Ints) -> Ints:
+        """``first, first + 1, ...`` of each segment as long as it is, ``[T]``."""
         if self.is_uniform:
-            return (first[:, None] + np.arange(self.length[0]) * step).ravel()
-        before = np.cumsum(self.length) - self.length
-        expanded = np.repeat(first - before * step, self.length)
-        expanded += np.arange(0, len(expanded) * step, step)
+            return (first[:, None] + np.arange(self.length[0])).ravel()
+        expanded = np.repeat(first - (np.cumsum(self.length) - self.length), self.length)
+        expanded += np.arange(len(expanded))
         return expanded
+
+    def locate(self, base: Ints) -> tuple[Ints, Ints]:
+        """The segment of each of some bases (of T), and which of that segment's it is."""
+        ends = np.cumsum(self.length)
+        segment = np.searchsorted(ends, base, side="right")
+        return segment, base - (ends - self.length)[segment]
+
+    def runs(self, first: Ints) -> list[tuple[int, int]] | None:
+        """First and end of what lies together from ``first`` of each segment on; None where that is short."""
+        ends = first + self.length
+        begins = np.flatnonzero(np.append(True, first[1:] != ends[:-1]))
+        if len(begins) * _LONG_RUN > self.length.sum():
+            return None
+        return list(zip(first[begins].tolist(), ends[np.append(begins[1:], len(first)) - 1].tolist(), strict=True))
 
     def bytes_of(self, buffer: NDArray[np.uint8], first: Ints) -> NDArray[np.uint8]:
         """A buffer's bytes from ``first`` of each segment on, as many as it is long, ``[T]``."""
         if self.is_uniform:
             return sliding_window_view(buffer, int(self.length[0]))[first].ravel()
+        if (runs := self.runs(first)) is not None:
+            return np.concatenate([buffer[start:end] for start, end in runs])
         return buffer[self.expand(first)]
 
-    def half_bytes_of(self, buffer: NDArray[np.uint8], first: Ints) -> NDArray[np.uint8]:
-        """The columns of the half bytes from ``first`` (counted in half bytes) of each segment on, ``[T]``."""
+    def added_of(self, buffer: NDArray[np.uint8], first: Ints) -> NDArray[np.uint64]:
+        """What the bases in the half bytes from ``first`` of each segment on add to the counts, ``[T]``."""
         if self.is_uniform:
             odd, length = int(first[0]) & 1, int(self.length[0])
             packed = sliding_window_view(buffer, (odd + length + 1) // 2)[first >> 1]
-            return _COLUMNS_OF_BYTE.take(packed).view(np.uint8)[:, odd : odd + length].ravel()
-        at = self.expand(first)
-        packed = buffer[at >> 1]
-        return _COLUMN[np.where(at & 1, packed & 15, packed >> 4)]
+            return _ADDED_BY_BYTE.take(packed).view("<u8")[:, odd : odd + length].ravel()
+        if (runs := self.runs(first)) is not None:
+            added = [
+                _ADDED_BY_BYTE.take(buffer[start >> 1 : (end + 1) >> 1]).view("<u8")[start & 1 :][: end - start]
+                for start, end in runs
+            ]
+            return np.concatenate(added)
+        return _ADDED.take(_half_bytes(buffer, self.expand(first)))
+
+
+def _half_bytes(buffer: NDArray[np.uint8], at: Ints) -> NDArray[np.uint8]:
+    """Half bytes of a buffer, the first one of a byte in its high bits."""
+    packed = buffer[at >> 1]
+    return np.where(at & 1, packed & 15, packed >> 4)
 
 
 class Pileup:
@@ -183,13 +226,16 @@ class Pileup:
         self._names, self._filters, self._limits, self._reference = tuple(names), filters, limits, reference
         self._mates = _Mates()
         length = end - start
-        self._counts: NDArray[np.int32] = np.zeros(length * _NUM_COLUMNS, np.int32)
-        self._quality = np.zeros(length, np.int64)
-        self._missing = np.zeros(length, np.int64)
+        # With the positions from L on. Pages that are not written to take no memory.
+        self._counts = np.zeros(length + _PIECE_BASES, "<u8")
+        self._quality, self._missing = (np.zeros(length + _PIECE_BASES, np.int64) for _ in range(2))
+        # What did not fit in 16 bits, made when it is needed, and the reads and positions that came since.
+        self._whole_counts: NDArray[np.int64] | None = None
+        self._num_added, self._first_added, self._end_added = 0, length, 0
         self._insertions, self._clips = np.zeros(length, np.int64), np.zeros(length, np.int64)
         # Changes from one position to the next for whole segments, and below what single bases take away again.
         self._steps = {name: np.zeros(length + 1, np.int64) for name in _SEGMENT_SUMS}
-        self._taken = {name: np.zeros(length, np.int64) for name in _SEGMENT_SUMS}
+        self._taken: dict[str, Ints] = {}
         wanted = set(self._names)
         self._wants_counts = bool(wanted & set(_BASES))
         self._wants_quality = "base_quality" in wanted
@@ -206,7 +252,10 @@ class Pileup:
         aligned, deleted = self._segments(records, visible_from)
         self._add_segments(records, aligned, deleted)
         if self._wants_bases:
-            for piece in aligned.pieces():
+            alone, together = _split(aligned, len(records))
+            for piece in alone.alike():
+                self._add_bases(records, piece)
+            for piece in self._filled(records, together).pieces():
                 self._add_bases(records, piece)
             if self._limits is not None:
                 for piece in deleted.pieces():
@@ -276,33 +325,63 @@ class Pileup:
 
     def counts(self) -> Ints:
         """Reads with A, C, G, T and a deletion at each position, ``[L, 5]``."""
-        bases = self._counts.reshape(-1, _NUM_COLUMNS)[:, : len(_BASES)].astype(np.int64)
-        return np.concatenate([bases, self._sum("deletion")[:, None]], axis=1)
+        return np.concatenate([self._base_counts().astype(np.int64), self._sum("deletion")[:, None]], axis=1)
 
     def channels(self) -> NDArray[np.float32]:
         """The channels that were asked for, float32 ``[L, C]``."""
         depth = self.depth()
-        num_bases = depth - self._sum("deletion")
-        bases = self._counts.reshape(-1, _NUM_COLUMNS)
-        total: NDArray[np.integer]
+        totals = {name: self._total(name) for name in self._names if name not in ("depth", "base_quality")}
+        num_known = np.empty(0, np.int64)
+        if self._wants_quality:
+            num_known = depth - self._sum("deletion") - self._missing[: len(depth)]
         values = np.empty((len(depth), len(self._names)), np.float32)
-        for column, name in enumerate(self._names):
-            if name == "depth":
-                values[:, column] = depth
-            elif name == "base_quality":
-                values[:, column] = _ratio(self._quality, num_bases - self._missing)
-            else:
-                if name in _BASES:
-                    total = bases[:, _BASES.index(name)]
-                elif name in _SEGMENT_SUMS:
-                    total = self._sum(name)
+        for start in range(0, len(depth), _BLOCK_POSITIONS):
+            block = slice(start, start + _BLOCK_POSITIONS)
+            count = depth[block].astype(np.float32)
+            for column, name in enumerate(self._names):
+                if name == "depth":
+                    values[block, column] = count
+                elif name == "base_quality":
+                    values[block, column] = _ratio(self._quality[: len(depth)][block], num_known[block])
                 else:
-                    total = self._insertions if name == "insertion" else self._clips
-                values[:, column] = _ratio(total, depth)
+                    values[block, column] = _ratio(totals[name][block], depth[block])
         return values
 
+    def _total(self, name: str) -> NDArray[np.integer]:
+        """What is divided by the depth, ``[L]``."""
+        if name in _BASES:
+            return self._base_counts()[:, _BASES.index(name)]
+        if name in _SEGMENT_SUMS:
+            return self._sum(name)
+        return self._insertions if name == "insertion" else self._clips
+
+    def _base_counts(self) -> NDArray[np.integer]:
+        """Reads with A, C, G and T at each position, ``[L, 4]``."""
+        length = self.end - self.start
+        if self._whole_counts is None:
+            return self._counts[:length].view("<u2").reshape(length, len(_BASES))
+        self._make_room(_MOST_COUNT)
+        return self._whole_counts
+
+    def _make_room(self, num_reads: int) -> None:
+        """See to it that the counts of 16 bits can take so many more reads at any position."""
+        self._num_added += num_reads
+        if self._num_added <= _MOST_COUNT:
+            return
+        length = self.end - self.start
+        if self._whole_counts is None:
+            self._whole_counts = np.zeros((length, len(_BASES)), np.int64)
+        # Files are in the order of positions: what came since the last time is a small part of a long interval.
+        added = slice(self._first_added, min(self._end_added, length))
+        self._whole_counts[added] += self._counts[added].view("<u2").reshape(-1, len(_BASES))
+        self._counts[added] = 0
+        self._num_added, self._first_added, self._end_added = num_reads, length, 0
+
     def _sum(self, name: str) -> Ints:
-        return np.cumsum(self._steps[name][:-1]) - self._taken[name]
+        total: Ints = np.cumsum(self._steps[name][:-1])
+        if name in self._taken:
+            total -= self._taken[name]
+        return total
 
     def _visible_from(self, records: Records) -> Ints:
         """The position from which each read counts, ``[R]``."""
@@ -334,8 +413,22 @@ class Pileup:
                     np.add.at(self._steps[name], segments.position, weights)
                     np.subtract.at(self._steps[name], segments.position + segments.length, weights)
 
+    def _filled(self, records: Records, segments: _Segments) -> _Segments:
+        """The segments with what lies between those of a read, whose positions are from L on."""
+        if not len(segments.read):
+            return segments
+        follows = np.flatnonzero(np.diff(segments.read) == 0)
+        offset = (segments.offset + segments.length)[follows]
+        length = segments.offset[follows + 1] - offset
+        # A longer one has no room there; the read is two stretches of bytes then.
+        follows, offset, length = (x[(length > 0) & (length <= _PIECE_BASES)] for x in (follows, offset, length))
+        between = _Segments(segments.read[follows], np.full(len(follows), self.end - self.start), offset, length)
+        return segments.with_inserted(follows + 1, between)
+
     def _add_bases(self, records: Records, piece: _Segments) -> None:
+        length = self.end - self.start
         qualities = None
+        positions = piece.expand(piece.position)
         failed = None if self._limits is None else self._over_limit(records, piece)
         if self._wants_quality or self._filters.min_base_quality:
             qualities = self._qualities(records, piece)
@@ -344,11 +437,10 @@ class Pileup:
             failed = low if failed is None else low | failed
         passed = None
         if failed is not None and failed.any():
-            self._take_away(records, piece, failed, False)
+            self._take_away(records, piece, failed & (positions < length), False)
             passed = ~failed
         if self._wants_quality and qualities is not None:
             missing = qualities == _MISSING
-            positions = piece.expand(piece.position)
             if passed is None and not missing.any():
                 np.add.at(self._quality, positions, qualities.astype(np.int64))
             else:
@@ -356,9 +448,13 @@ class Pileup:
                 np.add.at(self._quality, positions[known], qualities[known].astype(np.int64))
                 np.add.at(self._missing, positions[missing if passed is None else missing & passed], np.int64(1))
         if self._wants_counts:
-            keys = piece.expand(piece.position * _NUM_COLUMNS, _NUM_COLUMNS)
-            keys += self._columns(records, piece)
-            np.add.at(self._counts, keys if passed is None else keys[passed], _ONE)
+            self._make_room(1 + int(np.count_nonzero(np.diff(piece.read))))
+            self._first_added = min(self._first_added, int(piece.position.min()))
+            self._end_added = max(self._end_added, int((piece.position + piece.length).max()))
+            added = self._added(records, piece)
+            if passed is not None:
+                positions, added = positions[passed], added[passed]
+            np.add.at(self._counts, positions, added)
 
     def _qualities(self, records: Records, piece: _Segments) -> NDArray[np.uint8]:
         """Base qualities of a piece, ``[T]``."""
@@ -370,19 +466,26 @@ class Pileup:
             qualities[np.repeat(stored, piece.length)] = self._qualities(records, piece[stored])
         return qualities
 
-    def _columns(self, records: Records, piece: _Segments) -> NDArray[np.uint8]:
-        """The column in which each base of a piece is counted, ``[T]``."""
+    def _added(self, records: Records, piece: _Segments) -> NDArray[np.uint64]:
+        """What each base of a piece adds to the counts, ``[T]``."""
         stored = records.num_bases[piece.read] > 0
         if not stored.all():
-            columns = np.full(int(piece.length.sum()), _OTHER, np.uint8)
+            added = np.zeros(int(piece.length.sum()), "<u8")
             if stored.any():
-                columns[np.repeat(stored, piece.length)] = self._columns(records, piece[stored])
-            return columns
-        columns = piece.half_bytes_of(records.buffer, 2 * records.sequence_starts[piece.read] + piece.offset)
-        if columns.max() == _EQUAL:
-            equal = columns == _EQUAL
-            columns[equal] = _COLUMN[self._reference_tokens(records, piece)[piece.expand(piece.position)[equal]]]
-        return columns
+                added[np.repeat(stored, piece.length)] = self._added(records, piece[stored])
+            return added
+        first = 2 * records.sequence_starts[piece.read] + piece.offset
+        added = piece.added_of(records.buffer, first)
+        nothing = np.flatnonzero(added == 0)
+        if len(nothing):
+            segment, at = piece.locate(nothing)
+            equal = _half_bytes(records.buffer, first[segment] + at) == _EQUAL
+            positions = (piece.position[segment] + at)[equal]
+            inside = positions < self.end - self.start
+            if inside.any():
+                tokens = self._reference_tokens(records, piece)
+                added[nothing[equal][inside]] = _ADDED[tokens[positions[inside]]]
+        return added
 
     def _reference_tokens(self, records: Records, piece: _Segments) -> NDArray[np.uint8]:
         if self._reference is None:
@@ -394,13 +497,16 @@ class Pileup:
 
     def _over_limit(self, records: Records, piece: _Segments) -> NDArray[np.bool_]:
         assert self._limits is not None
-        return np.repeat(records.ranks[piece.read], piece.length) > self._limits[piece.expand(piece.position)]
+        limits = self._limits.take(piece.expand(piece.position), mode="clip")
+        return np.repeat(records.ranks[piece.read], piece.length) > limits
 
     def _take_away(self, records: Records, piece: _Segments, failed: NDArray[np.bool_], deleted: bool) -> None:
         """Undo for single bases what was counted for whole segments."""
         positions = piece.expand(piece.position)[failed]
         read = np.repeat(piece.read, piece.length)[failed]
         for name, weights in _segment_weights(records, read, deleted).items():
+            if name not in self._taken:
+                self._taken[name] = np.zeros(self.end - self.start, np.int64)
             np.add.at(self._taken[name], positions, weights)
 
     def _anchors_count(self, records: Records, visible_from: Ints, places: _Anchors) -> NDArray[np.bool_]:
@@ -414,6 +520,12 @@ class Pileup:
             inside = np.clip(places.position0 - self.start, 0, len(self._limits) - 1)
             passed &= records.ranks[places.read] <= self._limits[inside]
         return passed
+
+
+def _split(segments: _Segments, num_reads: int) -> tuple[_Segments, _Segments]:
+    """The segments that are the only ones of their reads, and the others."""
+    alone = np.bincount(segments.read, minlength=num_reads)[segments.read] == 1
+    return segments[alone], segments[~alone]
 
 
 _SEGMENT_SUMS = ("depth", "deletion", "mapping_quality", "reverse_strand")
@@ -470,7 +582,8 @@ def _clip_anchors(records: Records) -> _Anchors:
 
 
 def _ratio(total: NDArray[np.integer], count: Ints) -> NDArray[np.float64]:
-    return np.divide(total, count, out=np.zeros(len(count)), where=count > 0)
+    """The total over the count; a total is 0 where the count is."""
+    return total / np.maximum(count, 1)
 
 
 class _Mates:

@@ -83,12 +83,15 @@ class Records:
     @classmethod
     def parse(cls, buffer: NDArray[np.uint8], path: Path) -> Records:
         """Find the records in a buffer that holds whole ones alone."""
+        # Each record tells where the next one begins: its size, at any of four alignments.
         view = buffer.data
-        starts, at, end = [], 0, len(view)
-        size_at = _INT32.unpack_from
+        sizes = [view[shift : shift + (len(view) - shift) // 4 * 4].cast("i") for shift in range(4)]
+        starts: list[int] = []
+        at, end = 0, len(view)
+        found = starts.append
         while at < end:
-            starts.append(at)
-            at += 4 + size_at(view, at)[0]
+            found(at)
+            at += 4 + sizes[at & 3][at >> 2]
         where = np.array(starts, np.int64)
         fields = sliding_window_view(buffer, _FIELDS.itemsize)[where].view(_FIELDS)[:, 0] if starts else _NO_FIELDS
         return cls(buffer, where, fields, path)

@@ -325,3 +325,42 @@ def test_cram_gives_what_its_bam_gives(na12878: Path) -> None:
             np.testing.assert_array_equal(found.qualities, read.qualities)
         assert len(expected) > 4000
         assert packed.channels(interval)["depth"].mean() > 40
+
+
+def test_more_reads_at_a_position_than_sixteen_bits_count(tmp_path: Path) -> None:
+    """Counts are kept in 16 bits until they are full."""
+    places = [(101, "10M", 70_000, "A"), (105, "2M3I8M", 66_000, "C"), (300, "5M", 70_000, "G")]
+    lines = [
+        sam_line(f"{position}.{number}", position, cigar, bases=base * 13)
+        for position, cigar, count, base in places
+        for number in range(count)
+    ]
+    found = channels_of(tmp_path, lines, 90, 310)
+    expected = np.zeros((3, 400))
+    for row, (position, _, count, _) in enumerate(places):
+        expected[row, position - 1 : position - 1 + (5 if row == 2 else 10)] = count
+    depth = expected.sum(axis=0)
+    fractions = (expected / np.maximum(depth, 1))[:, 90:310].astype(np.float32)
+    assert found["depth"] == depth[90:310].tolist()
+    for row, name in enumerate("ACG"):
+        assert found[name] == fractions[row].tolist()
+
+
+def test_long_reads_with_long_insertions(tmp_path: Path) -> None:
+    """What is inserted is passed over, however long, among bases that are many enough for an array of their own."""
+    random = np.random.default_rng(4)
+    header = "@HD\tVN:1.6\tSO:coordinate\n@SQ\tSN:one\tLN:200000\n"
+    lines = []
+    for number, cigar in enumerate(
+        ("3S40001M7I20000M", "30000M40000I30000M", "600M1I599M2D1I1000M" * 20, "150M1I150M")
+    ):
+        bases = "".join(random.choice(list("ACGTN"), 120_000))
+        qualities = "".join(chr(33 + value) for value in random.integers(0, 40, 120_000))
+        length = sum(int(size) for size, kind in parts_of(cigar) if kind in "MIS")
+        lines.append(sam_line(f"r{number}", 1001 + 7 * number, cigar, bases=bases, qualities=qualities[:length]))
+    path = write_bam(tmp_path / "reads.bam", lines, header)
+    for filters in (gs.ReadFilters(), gs.ReadFilters(min_base_quality=12)):
+        with gs.Alignments(path, filters=filters) as alignments:
+            for start, end in ((0, 100_000), (1303, 1304), (30_500, 31_500)):
+                found = alignments.channels(gs.Interval("one", start, end)).values
+                np.testing.assert_allclose(found, channels_by_hand(path, "one", start, end, filters), rtol=1e-6)
