@@ -65,6 +65,9 @@ _DECODE = (NUCLEOTIDE_CODES + "?" + "#" * (256 - FIRST_GLOBAL)).encode()
 #: Two ids for each byte of BAM's packed form, in memory the first one first.
 _UNPACK = np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1).astype(np.uint8).view(np.uint16)[:, 0]
 
+# Letters that are translated together: what passes several times stays in the processor's cache.
+_BLOCK = 1 << 17
+
 #: ``COMPLEMENT[token]`` is the complement's id; uint8 [256], read-only.
 COMPLEMENT: NDArray[np.uint8] = np.frombuffer(_COMPLEMENT, np.uint8)
 
@@ -117,21 +120,17 @@ class NucleotideTokenizer:
         Raises:
             SequenceError: A letter that is no nucleotide code, named with its position.
         """
-        if isinstance(sequence, str):
-            try:
-                letters = bytearray(sequence.encode("ascii"))
-            except UnicodeEncodeError as error:
-                raise _unknown_letter(sequence[error.start], error.start + offset, contig) from None
-        else:
-            letters = sequence if isinstance(sequence, bytearray) else bytearray(sequence)
-        # A bytearray translates to a bytearray, and an array on it is writable without a further copy.
-        tokens = np.frombuffer(letters.translate(ENCODE_TABLE), np.uint8)
-        if tokens.size and tokens.max() == REFUSED:
-            position = int(np.argmax(tokens == REFUSED))
-            raise _unknown_letter(chr(letters[position]), position + offset, contig)
-        if not return_soft_mask:
-            return tokens
-        return tokens, (np.frombuffer(letters, np.uint8) & 0x20).astype(bool)
+        if len(sequence) <= _BLOCK:
+            tokens, letters = _encode_block(sequence, offset, contig)
+            return (tokens, _soft_mask(letters)) if return_soft_mask else tokens
+        tokens = np.empty(len(sequence), np.uint8)
+        soft_mask = np.empty(len(sequence) if return_soft_mask else 0, np.bool_)
+        for start in range(0, len(sequence), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            tokens[block], letters = _encode_block(sequence[block], start + offset, contig)
+            if return_soft_mask:
+                soft_mask[block] = _soft_mask(letters)
+        return (tokens, soft_mask) if return_soft_mask else tokens
 
     def unpack(self, packed: ArrayLike, length: int) -> NDArray[np.uint8]:
         """Token ids from BAM's packed form, two bases to the byte, the first in the high bits.
@@ -149,7 +148,12 @@ class NucleotideTokenizer:
         array = _as_ids(packed)
         if not 0 <= length <= 2 * len(array):
             raise SequenceError(f"{len(array)} packed bytes hold up to {2 * len(array)} bases; {length} were asked for")
-        return _UNPACK.take(array).view(np.uint8)[:length]
+        array = array[: (length + 1) // 2]
+        tokens = np.empty(len(array), np.uint16)
+        for start in range(0, len(array), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            _UNPACK.take(array[block], mode="clip", out=tokens[block])  # "clip" spares a copy; no byte is out of bounds
+        return tokens.view(np.uint8)[:length]
 
     def decode(self, tokens: ArrayLike) -> str:
         """The upper-case sequence of token ids; the inverse of ``encode`` for the ids 1 to 15.
@@ -181,6 +185,29 @@ class NucleotideTokenizer:
         reversed_ids = bytearray(ids[..., ::-1].tobytes())
         complement = np.frombuffer(reversed_ids.translate(_COMPLEMENT), np.uint8).reshape(ids.shape)
         return complement if array.dtype == np.uint8 else complement.astype(array.dtype if array.size else np.uint8)
+
+
+def _encode_block(
+    sequence: str | bytes | bytearray, offset: int, contig: str | None
+) -> tuple[NDArray[np.uint8], bytearray]:
+    """Token ids, writable, and the letters that they are from."""
+    if isinstance(sequence, str):
+        try:
+            letters = bytearray(sequence.encode("ascii"))
+        except UnicodeEncodeError as error:
+            raise _unknown_letter(sequence[error.start], error.start + offset, contig) from None
+    else:
+        letters = sequence if isinstance(sequence, bytearray) else bytearray(sequence)
+    # A bytearray translates to a bytearray, and an array on it is writable without a further copy.
+    tokens = np.frombuffer(letters.translate(ENCODE_TABLE), np.uint8)
+    if tokens.size and tokens.max() == REFUSED:
+        position = int(np.argmax(tokens == REFUSED))
+        raise _unknown_letter(chr(letters[position]), position + offset, contig)
+    return tokens, letters
+
+
+def _soft_mask(letters: bytearray) -> NDArray[np.bool_]:
+    return (np.frombuffer(letters, np.uint8) & 0x20).astype(bool)
 
 
 def _as_ids(tokens: ArrayLike, any_shape: bool = False) -> NDArray[np.uint8]:

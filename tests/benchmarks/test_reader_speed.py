@@ -1,4 +1,4 @@
-"""Reading and tokenizing an indexed FASTA file, beside pysam's bare fetch of the same bases.
+"""Reading and tokenizing, beside bare pysam on the same files.
 
     pytest -m benchmark -s tests/benchmarks/test_reader_speed.py
 
@@ -16,12 +16,14 @@ import pysam
 import pytest
 
 from genosparse.intervals import Interval
-from genosparse.readers import Genome
+from genosparse.readers import Alignments, Genome
+from genosparse.tokenizers import NucleotideTokenizer
 
 NUM_BASES = 30_000_000
 LENGTHS = {4_096: 400, 131_072: 60, 1_048_576: 12}  # bases a window, and how many windows
 NUM_TURNS = 7
 TARGET = 1.3
+LEAST_ENCODING_RATE = 1.0  # GB/s
 
 
 @pytest.fixture(scope="module", params=["plain", "bgzip"])
@@ -67,3 +69,83 @@ def test_reading_and_tokenizing(fasta: Path, length: int) -> None:
     )
     if fasta.stem == "bgzip":
         assert ratios["tokens"] <= TARGET
+
+
+@pytest.mark.benchmark
+def test_encoding() -> None:
+    """At least 1 GB/s on one core, whatever the bases come as: far from what reading them takes."""
+    random = np.random.default_rng(0)
+    letters = random.choice(np.frombuffer(b"ACGTacgtN", np.uint8), 20_000_000).tobytes()
+    packed = random.choice(np.array([0x11, 0x12, 0x48, 0x84, 0x1F], np.uint8), len(letters) // 2)
+    tokenizer = NucleotideTokenizer()
+    text = letters.decode()
+    ways: dict[str, Callable[[], object]] = {
+        "str": lambda: tokenizer.encode(text),
+        "bytes": lambda: tokenizer.encode(letters),
+        "BAM's packed bases": lambda: tokenizer.unpack(packed, len(letters)),
+    }
+    for name, encode in ways.items():
+        turns = []
+        for _ in range(NUM_TURNS):
+            start = time.process_time()
+            encode()
+            turns.append(len(letters) / (time.process_time() - start) / 1e9)
+        print(f"\nencode {name}: {statistics.median(turns):.2f} GB/s ({min(turns):.2f} to {max(turns):.2f})")
+        assert statistics.median(turns) >= LEAST_ENCODING_RATE
+
+
+#: File, reference, and what is read of it.
+ALIGNMENTS = {
+    "Illumina BAM": (
+        "human_chr20_b37/NA12878_S1.chr20.10_10p1mb.bam", None, Interval("chr20", 9_999_900, 10_100_100),
+    ),
+    "Illumina CRAM": (
+        "human_chr20_b37/NA12878_S1.chr20.10_10p1mb.derived.cram",
+        "human_chr20_b37/ucsc.hg19.chr20.unittest.fasta.gz",
+        Interval("chr20", 9_999_900, 10_100_100),
+    ),
+    "nanopore BAM": (
+        "nanopore_bam/Kpneumoniae_HS11286_ONT_0-1Mb.bam", None, Interval("NC_016845.1", 0, 1_000_000),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.benchmark
+@pytest.mark.realdata
+@pytest.mark.parametrize("name", ALIGNMENTS)
+def test_channels_of_alignments(name: str, test_data: Path) -> None:
+    """Bases three times as fast as pysam's count_coverage, depth within three times pysam's bare iteration."""
+    file, reference, interval = ALIGNMENTS[name]
+    path = test_data / file
+    options = {} if reference is None else {"reference_filename": str(test_data / reference)}
+
+    def iterate(_: Interval) -> None:
+        with pysam.AlignmentFile(str(path), **options) as bare:
+            for _read in bare.fetch(interval.contig, interval.start, interval.end):
+                pass
+
+    def count(_: Interval) -> None:
+        with pysam.AlignmentFile(str(path), **options) as bare:
+            bare.count_coverage(interval.contig, interval.start, interval.end, quality_threshold=0)
+
+    with Alignments(path, None if reference is None else test_data / reference) as alignments:
+        readers: dict[str, Callable[[Interval], object]] = {
+            "iterate": iterate,
+            "count": count,
+            "bases": lambda _: alignments.channels(interval, tuple("ACGT")),
+            "depth": lambda _: alignments.channels(interval, ("depth",)),
+            "all": lambda _: alignments.channels(interval),
+        }
+        for read in readers.values():
+            read(interval)
+        turns = [{key: seconds(read, [interval]) for key, read in readers.items()} for _ in range(NUM_TURNS)]
+    bases = [turn["count"] / turn["bases"] for turn in turns]
+    every = statistics.median(turn["count"] / turn["all"] for turn in turns)
+    depth = [turn["depth"] / turn["iterate"] for turn in turns]
+    print(
+        f"\n{name}: count_coverage takes {statistics.median(bases):.2f} ({min(bases):.2f} to {max(bases):.2f}) times "
+        f"as long as the four bases, {every:.2f} times as long as all channels; depth takes "
+        f"{statistics.median(depth):.2f} ({min(depth):.2f} to {max(depth):.2f}) times as long as bare iteration"
+    )
+    assert statistics.median(bases) >= 3
+    assert statistics.median(depth) <= 3

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import struct
 import tempfile
@@ -13,9 +12,9 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
+from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pysam
@@ -43,6 +42,7 @@ _BATCH_BYTES = 1 << 22
 _SMALL_BYTES = 1 << 26
 _HEAD_BYTES = 1 << 16
 _BGZF_HEADER_BYTES, _BGZF_FOOTER_BYTES, _MOST_BLOCK_BYTES = 18, 8, 1 << 16
+_STORED_HEADER_BYTES = 5  # of a block of DEFLATE that is not compressed
 _SHORT_CONTIG = struct.Struct("<i9si")  # a contig's entry in the header that batches are written with
 # The container that ends a CRAM file (CRAM specification, section 9).
 _CRAM_ENDS = {
@@ -173,8 +173,9 @@ class AlignmentFile:
         reads = iter(reads)
         last: pysam.AlignedSegment | None = None
         done, count = False, 1
-        while not done:
-            with _scratch_file() as scratch:
+        with _scratch_file() as scratch:
+            while not done:
+                scratch.seek(0)
                 writer = pysam.AlignmentFile(scratch, "wbu", header=self._short_header)
                 write = writer.write
                 try:
@@ -186,16 +187,17 @@ class AlignmentFile:
                                 write(last)
                             done = last is before
                             # So many more at once as will not be far over: reads have a hundred bytes or a million.
-                            size = os.fstat(scratch.fileno()).st_size
+                            size = scratch.tell()
                             more = max(size - size_before, 1 << 16)
                             count = max(1, min(2 * count, count * (_BATCH_BYTES // 8) // more))
                 except (OSError, ValueError, OverflowError) as error:
                     raise self._damaged(last, error) from None
                 finally:
                     writer.close()
-                records = Records.parse(_unpacked(scratch)[_SHORT_CONTIG.size * len(self.contigs) :], self.path)
-            if len(records):
-                yield records
+                data = _unpacked(scratch, scratch.tell())
+                records = Records.parse(data[_SHORT_CONTIG.size * len(self.contigs) :], self.path)
+                if len(records):
+                    yield records
 
     @cached_property
     def _short_header(self) -> pysam.AlignmentHeader:
@@ -394,25 +396,38 @@ def _index_beside(path: Path, suffix: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _scratch_file() -> Iterator[BinaryIO]:
+def _scratch_file() -> Iterator[FileIO]:
     """A file in memory, or a temporary one where there are none."""
     if hasattr(os, "memfd_create"):
-        with os.fdopen(os.memfd_create("genosparse"), "w+b") as file:
+        with FileIO(os.memfd_create("genosparse"), "r+") as file:
             yield file
     else:
-        with tempfile.TemporaryFile() as file:
+        with tempfile.TemporaryFile(buffering=0) as file:
             yield file
 
 
-def _unpacked(scratch: BinaryIO) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
-    """What a BAM file holds behind the text of its header: its contigs and records."""
-    blocks, at = [], 0
-    with mmap.mmap(scratch.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as packed:
-        while at < len(packed):
-            end = at + (packed[at + 16] | packed[at + 17] << 8) + 1
-            with packed[at + _BGZF_HEADER_BYTES : end - _BGZF_FOOTER_BYTES] as block:
-                blocks.append(zlib.decompress(block, -zlib.MAX_WBITS, _MOST_BLOCK_BYTES))
-            at = end
+def _unpacked(scratch: FileIO, size: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """What a BAM file of ``size`` bytes holds behind the text of its header: its contigs and records."""
+    blocks: list[bytes | memoryview] = []
+    packed = memoryview(bytearray(size))
+    scratch.seek(0)
+    at = 0
+    while at < size:
+        at += scratch.readinto(packed[at:])
+    at = 0
+    while at < size:
+        end = at + (packed[at + 16] | packed[at + 17] << 8) + 1
+        block = packed[at + _BGZF_HEADER_BYTES : end - _BGZF_FOOTER_BYTES]
+        # htslib leaves blocks uncompressed when told so, but for the empty one at the end.
+        is_stored = (
+            len(block) > _STORED_HEADER_BYTES
+            and block[0] == 1
+            and (block[1] | block[2] << 8) == len(block) - _STORED_HEADER_BYTES
+        )
+        blocks.append(
+            block[_STORED_HEADER_BYTES:] if is_stored else zlib.decompress(block, -zlib.MAX_WBITS, _MOST_BLOCK_BYTES)
+        )
+        at = end
     data = np.frombuffer(b"".join(blocks), np.uint8)
     text_bytes = int(data[4:8].view("<i4")[0])
     return data[8 + text_bytes + 4 :]  # "BAM\1", length of the text, text, number of contigs

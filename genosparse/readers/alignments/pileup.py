@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ _MOST_COUNT = (1 << _COUNT_BITS) - 1
 _ADDED = np.array([1 << _COUNT_BITS * _BASES.index(x) if x in _BASES else 0 for x in NUCLEOTIDE_CODES], "<u8")
 #: What the two bases of a byte add, as one item of 16 bytes: numpy takes those faster than rows of two.
 _ADDED_BY_BYTE = _ADDED[np.stack([np.arange(256) >> 4, np.arange(256) & 15], axis=1)].view(np.complex128)[:, 0]
+#: What the first base of a byte adds, and 256 further on what the second one does.
+_ADDED_BY_HALF = np.concatenate([_ADDED[np.arange(256) >> 4], _ADDED[np.arange(256) & 15]])
 _EQUAL = 0  # BAM's "=", which the reference resolves
 _MISSING = 255  # a base quality that is not known
 _PIECE_BASES = 1 << 15  # what the arrays of one step hold, so that they stay in the processor's cache
@@ -95,7 +98,7 @@ def _check_number(name: str, value: object, least: int, most: int) -> None:
         raise ConfigError(f"{name}={value!r}: expected a whole number from {least} to {most}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Segments:
     """Segments ``[S]``: their read, first position in the interval, first base of the read, length."""
 
@@ -108,12 +111,21 @@ class _Segments:
         return _Segments(self.read[chosen], self.position[chosen], self.offset[chosen], self.length[chosen])
 
     def with_inserted(self, before: Ints, others: _Segments) -> _Segments:
-        """The segments with others put in before those of the indices ``before``."""
+        """The segments with others put in, one before each of the indices ``before``."""
+        goes_before = np.zeros(len(self.read), np.int64)
+        goes_before[before] = 1
+        at, others_at = np.arange(len(self.read)) + np.cumsum(goes_before), before + np.arange(len(before))
+
+        def joined(values: Ints, inserted: Ints) -> Ints:
+            both = np.empty(len(values) + len(inserted), np.int64)
+            both[at], both[others_at] = values, inserted
+            return both
+
         return _Segments(
-            np.insert(self.read, before, others.read),
-            np.insert(self.position, before, others.position),
-            np.insert(self.offset, before, others.offset),
-            np.insert(self.length, before, others.length),
+            joined(self.read, others.read),
+            joined(self.position, others.position),
+            joined(self.offset, others.offset),
+            joined(self.length, others.length),
         )
 
     def pieces(self) -> Iterator[_Segments]:
@@ -132,8 +144,10 @@ class _Segments:
         if not len(self.read):
             return
         kind = 2 * self.length + (self.offset & 1)
-        ordered = self[np.argsort(kind, kind="stable")]
-        kind.sort()
+        if kind.max() <= np.iinfo(np.uint16).max:
+            kind = kind.astype(np.uint16)  # numpy sorts these by radix
+        order = np.argsort(kind, kind="stable")
+        ordered, kind = self[order], kind[order]
         ends = np.cumsum(ordered.length)
         borders = np.flatnonzero(np.diff(kind)) + 1
         bases = np.diff(ends[borders - 1], prepend=0, append=ends[-1])
@@ -143,7 +157,7 @@ class _Segments:
         for start, end in pairwise([0, *borders.tolist(), len(ends)]):
             yield from ordered[start:end].pieces()
 
-    @property
+    @cached_property
     def is_uniform(self) -> bool:
         """Whether all segments are of one length and begin all at even, or all at odd bases of their reads."""
         return bool((self.length == self.length[0]).all() and not ((self.offset ^ self.offset[0]) & 1).any())
@@ -190,7 +204,12 @@ class _Segments:
                 for start, end in runs
             ]
             return np.concatenate(added)
-        return _ADDED.take(_half_bytes(buffer, self.expand(first)))
+        at = self.expand(first)
+        index = buffer[at >> 1].astype(np.intp)
+        at &= 1
+        at <<= 8
+        index += at
+        return _ADDED_BY_HALF.take(index)
 
 
 def _half_bytes(buffer: NDArray[np.uint8], at: Ints) -> NDArray[np.uint8]:
@@ -337,14 +356,17 @@ class Pileup:
         values = np.empty((len(depth), len(self._names)), np.float32)
         for start in range(0, len(depth), _BLOCK_POSITIONS):
             block = slice(start, start + _BLOCK_POSITIONS)
-            count = depth[block].astype(np.float32)
+            count = np.maximum(depth[block], 1)
+            divisor = count.astype(np.float32)
             for column, name in enumerate(self._names):
                 if name == "depth":
-                    values[block, column] = count
+                    values[block, column] = depth[block]
                 elif name == "base_quality":
-                    values[block, column] = _ratio(self._quality[: len(depth)][block], num_known[block])
-                else:
-                    values[block, column] = _ratio(totals[name][block], depth[block])
+                    values[block, column] = self._quality[: len(depth)][block] / np.maximum(num_known[block], 1)
+                elif name == "mapping_quality":
+                    values[block, column] = totals[name][block] / count
+                else:  # a fraction: both are whole numbers that float32 holds as far as any depth goes
+                    values[block, column] = totals[name][block].astype(np.float32) / divisor
         return values
 
     def _total(self, name: str) -> NDArray[np.integer]:
@@ -476,8 +498,8 @@ class Pileup:
             return added
         first = 2 * records.sequence_starts[piece.read] + piece.offset
         added = piece.added_of(records.buffer, first)
-        nothing = np.flatnonzero(added == 0)
-        if len(nothing):
+        if not added.all():
+            nothing = np.flatnonzero(added == 0)
             segment, at = piece.locate(nothing)
             equal = _half_bytes(records.buffer, first[segment] + at) == _EQUAL
             positions = (piece.position[segment] + at)[equal]
@@ -579,11 +601,6 @@ def _clip_anchors(records: Records) -> _Anchors:
     read, position0, offset, operation = np.concatenate(found, axis=1)
     _, once = np.unique(np.stack([read, position0]), axis=1, return_index=True)
     return _Anchors(read[once], position0[once], offset[once], operation[once])
-
-
-def _ratio(total: NDArray[np.integer], count: Ints) -> NDArray[np.float64]:
-    """The total over the count; a total is 0 where the count is."""
-    return total / np.maximum(count, 1)
 
 
 class _Mates:
