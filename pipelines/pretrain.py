@@ -15,7 +15,9 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import genosparse
+from genosparse.channels import CHANNELS
 from genosparse.encoder import Encoder, EncoderConfig
+from genosparse.encoder.channels import encoder_channels
 from genosparse.errors import ConfigError
 from genosparse.intervals import Interval, read_bed
 from genosparse.loggers import LOGGERS, CsvTable, Logger, open_logger
@@ -34,7 +36,7 @@ from genosparse.pretraining import (
 )
 from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
 from genosparse.pretraining.masking import MaskedWindows
-from genosparse.readers import Genome
+from genosparse.readers import Genome, GenomeChannels, ReadFilters
 
 __all__ = ["main"]
 
@@ -44,7 +46,13 @@ TABLE_FILE = "metrics.csv"
 CURVE_FILE = "loss_curve.png"
 
 
-@app.pipeline("pretrain", paths=("data.genome", "data.aliases", "data.regions", "data.exclude", "init", "run_dir"))
+_BED_KEYS = ("data.regions", "data.exclude")
+_PATHS = ("data.genome", "data.aliases", "data.alignments", "data.reference", *_BED_KEYS, "init", "run_dir")
+# Channels of a genome are kept where they take no more than this, in each process: six million positions of all.
+_CHANNEL_CACHE_BYTES = 1 << 28
+
+
+@app.pipeline("pretrain", paths=_PATHS)
 def main(config: DictConfig) -> None:
     """Train, or go on training, and end with a model folder, a card and a curve."""
     check_one_process()
@@ -69,6 +77,8 @@ def main(config: DictConfig) -> None:
             "raise model.max_length"
         )
     paths = app.paths(config, "data.genome")
+    alignments = _alignments(config, len(paths))
+    reads = app.alignments_inputs(config, [path for path in alignments if path is not None], "data.")
     beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
     intervals = {key: list(read_bed(path)) for key, path in beds.items()}
     checksums = [fingerprint(path) for path in paths]
@@ -81,8 +91,9 @@ def main(config: DictConfig) -> None:
         "precision": precision,
         "start": encoder.fingerprint(),
         "genome": checksums,
-        "data": _contents(config.data, aside=("genome", "aliases", *(key.removeprefix("data.") for key in _BED_KEYS))),
+        "data": _contents(config.data, aside=_DATA_ASIDE),
         "aliases": options["aliases"] and fingerprint(options["aliases"]),
+        "alignments": app.alignments_identity(config, alignments, "data."),
         "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
         "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
     }
@@ -93,17 +104,19 @@ def main(config: DictConfig) -> None:
             f"init={run_dir / 'model'} with another run_dir= trains it further"
         )
         return
-    corpus, data = _read_genomes(
-        config, paths, options, checksums, intervals, context, is_trained=settings.max_steps != 0
-    )
-    held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
     inputs = [
         *paths,
+        *reads,
         *beds.values(),
         *([options["aliases"]] if options["aliases"] else []),
         *([app.path(config, "init")] if config.init is not None else []),
     ]
-    with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs):
+    with ExitStack() as opened:
+        corpus, data = _read_genomes(
+            opened, config, encoder, paths, alignments, identity, intervals, context, is_trained=settings.max_steps != 0
+        )
+        held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
+        opened.enter_context(open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs))
         if corpus is None or held_out is None:
             _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
             print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
@@ -143,38 +156,100 @@ def main(config: DictConfig) -> None:
     _report(run_dir, metrics, baselines, held_out)
 
 
-_BED_KEYS = ("data.regions", "data.exclude")
+_DATA_ASIDE = ("genome", "aliases", "alignments", "reference", "filters", "regions", "exclude")
 _OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "wandb-id")
 
 
+def _alignments(config: DictConfig, num_genomes: int) -> list[str | None]:
+    """The alignments of each genome, None for one without."""
+    value = config.data.alignments
+    if value is None:
+        return [None] * num_genomes
+    if not isinstance(value, ListConfig):
+        value = [value]
+    if len(value) != num_genomes:
+        raise ConfigError(
+            f"data.alignments names {len(value)} and data.genome {num_genomes} files; give one of alignments for each "
+            "genome, in the order of the genomes, and null for a genome without"
+        )
+    is_list = isinstance(config.data.alignments, ListConfig)
+    keys = [f"data.alignments[{index}]" if is_list else "data.alignments" for index in range(num_genomes)]
+    return [None if path is None else app.path(config, key) for path, key in zip(value, keys, strict=True)]
+
+
 def _read_genomes(
+    opened: ExitStack,
     config: DictConfig,
+    encoder: Encoder,
     paths: Sequence[str],
-    options: Mapping[str, Any],
-    checksums: Sequence[str],
+    alignments: Sequence[str | None],
+    identity: Mapping[str, Any],
     intervals: Mapping[str, list[Interval]],
     context: int,
     *,
     is_trained: bool,
 ) -> tuple[Corpus | None, list[str]]:
-    """The corpus (None where nothing is trained), and a line on each genome for the model card."""
-    with ExitStack() as stack:
-        genomes = [stack.enter_context(genome) for genome in _open_genomes(paths, **options)]
-        lines = [
-            f"{Path(path).name}: {sum(genome.contigs.values()):,} bases (SHA-256 of the file {checksum[:16]})"
-            for path, genome, checksum in zip(paths, genomes, checksums, strict=True)
+    """The corpus (None where nothing is trained), and a line on each input for the model card.
+
+    ``opened`` keeps open what windows are read from.
+    """
+    genomes = [opened.enter_context(each) for each in _open_genomes(paths, **app.genome_options(config, "data."))]
+    lines = [
+        f"{Path(path).name}: {sum(genome.contigs.values()):,} bases ({_checksum(checksum)})"
+        for path, genome, checksum in zip(paths, genomes, identity["genome"], strict=True)
+    ]
+    channels: list[GenomeChannels | None] = []
+    if any(alignments):
+        channels = _open_channels(opened, config, encoder, genomes, alignments)
+    elif encoder.config.channels and is_trained:
+        encoder_channels(encoder, genomes[0], None)  # which says so
+        lines.append("no alignments: the channels that the model takes were all 0")
+    if identity["alignments"] is not None:
+        files = zip(alignments, identity["alignments"]["files"], paths, strict=True)
+        lines += [
+            f"{Path(path).name}: alignments on {Path(genome).name} ({_checksum(checksum)})"
+            for path, checksum, genome in files
+            if path is not None
         ]
-        if not is_trained:
-            return None, lines
-        corpus = Corpus(
-            genomes,
-            validation=_validation(config),
-            context=context,
-            regions=intervals.get("data.regions"),
-            exclude=intervals.get("data.exclude", ()),
-            max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
-        )
-        return corpus, lines
+        filters = app.read_filters(config, "data.filters")
+        lines.append(f"reads and bases of alignments that count: {_told(filters)}")
+    if not is_trained:
+        return None, lines
+    corpus = Corpus(
+        genomes,
+        validation=_validation(config),
+        context=context,
+        regions=intervals.get("data.regions"),
+        exclude=intervals.get("data.exclude", ()),
+        max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+        channels=channels,
+    )
+    return corpus, lines
+
+
+def _open_channels(
+    opened: ExitStack,
+    config: DictConfig,
+    encoder: Encoder,
+    genomes: Sequence[Genome],
+    alignments: Sequence[str | None],
+) -> list[GenomeChannels | None]:
+    options = {"group": "data.", "cache_bytes": _CHANNEL_CACHE_BYTES // len(genomes)}
+    return [
+        None if path is None else opened.enter_context(app.open_channels(config, encoder, genome, path, **options))
+        for genome, path in zip(genomes, alignments, strict=True)
+    ]
+
+
+def _checksum(sha256: str) -> str:
+    return f"SHA-256 of the file {sha256[:16]}"
+
+
+def _told(filters: ReadFilters) -> str:
+    """Filters in words of settings."""
+    values = dataclasses.asdict(filters)
+    flags = {name: f"{values[name]:#x}" for name in ("exclude_flags", "require_flags")}
+    return ", ".join(f"{name}={value}" for name, value in {**values, **flags}.items())
 
 
 def _open_genomes(paths: Sequence[str], circular: bool | list[str], aliases: str | None) -> Iterator[Genome]:
@@ -222,7 +297,10 @@ def _make_encoder(config: DictConfig) -> Encoder:
         if app.is_given("model"):
             raise ConfigError("init= brings its own model; leave model= out")
         return Encoder.from_pretrained(app.path(config, "init"))
-    return Encoder(EncoderConfig.from_dict(_contents(config.model, aside=("name", "context"))))
+    values = _contents(config.model, aside=("name", "context"))
+    if values.get("channels") == "auto":
+        values["channels"] = [] if config.data.alignments is None else list(CHANNELS)
+    return Encoder(EncoderConfig.from_dict(values))
 
 
 def _validation(config: DictConfig) -> float | list[str] | None:

@@ -52,6 +52,7 @@ def model_card(
         'encoder = gs.Encoder.from_pretrained("path/to/this/folder")',
         "```",
         "",
+        *_about_channels(config.channels),
         "## Data",
         "",
         *(f"- {line}" for line in data),
@@ -101,3 +102,14 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _about_channels(channels: Sequence[str]) -> list[str]:
+    if not channels:
+        return []
+    return [
+        f"Beside the tokens it takes channels of alignments: {', '.join(channels)} (`alignments=` of `gs.embed`, "
+        "`gs.score_variants`, `genosparse embed` and `genosparse variant-effect`). Without alignments they count as 0. "
+        "They are hidden wherever a base is masked or was to be predicted, so that the reads there do not tell it.",
+        "",
+    ]
