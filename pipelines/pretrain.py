@@ -1,4 +1,4 @@
-"""``genosparse pretrain``: a masked-base encoder from genomes."""
+"""``genosparse pretrain``: a masked-base encoder from genomes or reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 import genosparse
 from genosparse.channels import CHANNELS
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.encoder.channels import encoder_channels
+from genosparse.encoder.channels import notice_without_alignments
 from genosparse.errors import ConfigError
 from genosparse.intervals import Interval, read_bed
 from genosparse.loggers import LOGGERS, CsvTable, Logger, open_logger
@@ -28,6 +28,7 @@ from genosparse.pretraining import (
     Corpus,
     HeldOut,
     MaskingSettings,
+    ReadCorpus,
     TrainerSettings,
     TrainingResult,
     evaluate,
@@ -36,7 +37,8 @@ from genosparse.pretraining import (
 )
 from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
 from genosparse.pretraining.masking import MaskedWindows
-from genosparse.readers import Genome, GenomeChannels, ReadFilters
+from genosparse.pretraining.windows import WindowSource
+from genosparse.readers import Alignments, Genome, GenomeChannels, ReadFilters
 
 __all__ = ["main"]
 
@@ -47,7 +49,16 @@ CURVE_FILE = "loss_curve.png"
 
 
 _BED_KEYS = ("data.regions", "data.exclude")
-_PATHS = ("data.genome", "data.aliases", "data.alignments", "data.reference", *_BED_KEYS, "init", "run_dir")
+_PATHS = (
+    "data.genome",
+    "data.aliases",
+    "data.reads",
+    "data.alignments",
+    "data.reference",
+    *_BED_KEYS,
+    "init",
+    "run_dir",
+)
 # Channels of a genome are kept where they take no more than this, in each process: six million positions of all.
 _CHANNEL_CACHE_BYTES = 1 << 28
 
@@ -76,9 +87,11 @@ def main(config: DictConfig) -> None:
             f"data.context={context} is longer than the model's max_length={encoder.config.max_length}; lower it, or "
             "raise model.max_length"
         )
-    paths = app.paths(config, "data.genome")
+    paths, reads = _sources(config)
     alignments = _alignments(config, len(paths))
-    reads = app.alignments_inputs(config, [path for path in alignments if path is not None], "data.")
+    reads_and_reference = app.alignments_inputs(
+        config, [*reads, *(path for path in alignments if path is not None)], "data."
+    )
     beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
     intervals = {key: list(read_bed(path)) for key, path in beds.items()}
     checksums = [fingerprint(path) for path in paths]
@@ -93,6 +106,7 @@ def main(config: DictConfig) -> None:
         "genome": checksums,
         "data": _contents(config.data, aside=_DATA_ASIDE),
         "aliases": options["aliases"] and fingerprint(options["aliases"]),
+        "reads": app.alignments_identity(config, reads, "data."),
         "alignments": app.alignments_identity(config, alignments, "data."),
         "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
         "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
@@ -106,15 +120,22 @@ def main(config: DictConfig) -> None:
         return
     inputs = [
         *paths,
-        *reads,
+        *reads_and_reference,
         *beds.values(),
         *([options["aliases"]] if options["aliases"] else []),
         *([app.path(config, "init")] if config.init is not None else []),
     ]
+    is_trained = settings.max_steps != 0
     with ExitStack() as opened:
-        corpus, data = _read_genomes(
-            opened, config, encoder, paths, alignments, identity, intervals, context, is_trained=settings.max_steps != 0
-        )
+        corpus: WindowSource | None
+        if reads:
+            corpus, data = _read_reads(config, encoder, reads, identity, context, is_trained=is_trained)
+        else:
+            corpus, data = _read_genomes(
+                opened, config, encoder, paths, alignments, identity, intervals, context, is_trained=is_trained
+            )
+        if corpus is not None:
+            context = config.data.context = corpus.context  # of reads it may be less
         held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
         opened.enter_context(open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs))
         if corpus is None or held_out is None:
@@ -156,8 +177,71 @@ def main(config: DictConfig) -> None:
     _report(run_dir, metrics, baselines, held_out)
 
 
-_DATA_ASIDE = ("genome", "aliases", "alignments", "reference", "filters", "regions", "exclude")
+_DATA_ASIDE = ("genome", "reads", "aliases", "alignments", "reference", "filters", "regions", "exclude")
 _OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "wandb-id")
+
+
+def _sources(config: DictConfig) -> tuple[list[str], list[str]]:
+    """The genomes, or the reads that are there in their place."""
+    given = [key for key in ("genome", "reads") if config.data[key] is not None]
+    if not given:
+        raise ConfigError("missing data.genome= or data.reads= (genosparse pretrain --help explains them)")
+    if len(given) > 1:
+        raise ConfigError(
+            "data.genome= and data.reads= are both given; train on one, and further on the other by init="
+        )
+    if given == ["genome"]:
+        return app.paths(config, "data.genome"), []
+    for key in ("data.alignments", "data.regions", "data.exclude", "data.circular", "data.aliases"):
+        if OmegaConf.select(config, key):
+            raise ConfigError(f"{key} is of genomes, and data.reads= has none; leave it out, or give data.genome=")
+    filters = app.read_filters(config, "data.filters")
+    if filters.max_depth is not None or filters.count_overlaps:
+        raise ConfigError(
+            "data.filters.max_depth and count_overlaps are of positions in a genome, and data.reads= takes reads "
+            "whole; leave them out"
+        )
+    return [], app.paths(config, "data.reads")
+
+
+def _read_reads(
+    config: DictConfig,
+    encoder: Encoder,
+    paths: Sequence[str],
+    identity: Mapping[str, Any],
+    context: int,
+    *,
+    is_trained: bool,
+) -> tuple[ReadCorpus | None, list[str]]:
+    """As ``_read_genomes``, of reads."""
+    reference = None if config.data.reference is None else app.path(config, "data.reference")
+    filters = app.read_filters(config, "data.filters")
+    lines = [
+        f"reads of {Path(path).name} ({_checksum(checksum)})"
+        for path, checksum in zip(paths, identity["reads"]["files"], strict=True)
+    ]
+    lines.append(f"reads and bases that count: {_told(filters)}; neither secondary nor supplementary records")
+    if encoder.config.channels and is_trained:
+        lines.append(_without_alignments(encoder))
+    with ExitStack() as opened:
+        sources = [opened.enter_context(Alignments(path, reference, filters=filters)) for path in paths]
+        if not is_trained:
+            return None, lines
+        corpus = ReadCorpus(
+            sources,
+            validation=_validation(config),
+            context=context,
+            max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+            max_bases=app.integer(config, "data.max_read_bases", minimum=1),
+        )
+    lines.insert(len(paths), f"{corpus.num_reads:,} reads, {corpus.num_bases:,} bases")
+    return corpus, lines
+
+
+def _without_alignments(encoder: Encoder) -> str:
+    """Say that a model's channels are all 0, now and in its card."""
+    notice_without_alignments(encoder)
+    return "no alignments: the channels that the model takes were all 0"
 
 
 def _alignments(config: DictConfig, num_genomes: int) -> list[str | None]:
@@ -202,8 +286,7 @@ def _read_genomes(
     if any(alignments):
         channels = _open_channels(opened, config, encoder, genomes, alignments)
     elif encoder.config.channels and is_trained:
-        encoder_channels(encoder, genomes[0], None)  # which says so
-        lines.append("no alignments: the channels that the model takes were all 0")
+        lines.append(_without_alignments(encoder))
     if identity["alignments"] is not None:
         files = zip(alignments, identity["alignments"]["files"], paths, strict=True)
         lines += [
@@ -338,7 +421,7 @@ def _finish(
     if steps:
         trained = max(config.data.context, encoder.config.trained_context or 0)
         encoder.config = dataclasses.replace(encoder.config, trained_context=trained)
-    training = {
+    training: dict[str, Any] = {
         "steps": f"{steps:,}",
         "bases seen": f"{result.bases if result is not None else 0:,}",
         "context": f"{config.data.context:,} bases",
@@ -346,8 +429,14 @@ def _finish(
         "peak learning rate": settings.learning_rate,
         "seed": config.seed,
     }
+    if config.data.reads is not None:
+        training["bases seen"] += ", with the padding of short reads"
     validation = config.data.validation
-    if isinstance(validation, ListConfig):
+    if config.data.reads is not None:
+        validation = (
+            f"{validation or 0:.3g} of the reads, by a hash of their names; reads of one place may be on both sides"
+        )
+    elif isinstance(validation, ListConfig):
         validation = "contigs " + ", ".join(str(name) for name in validation)
     elif isinstance(validation, float):
         validation = f"the last {validation:.3g} of each contig"

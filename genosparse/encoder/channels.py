@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from genosparse.readers import Alignments, Genome
     from genosparse.readers.alignments import GenomeChannels
 
-__all__ = ["check_takes_channels", "encoder_channels"]
+__all__ = ["check_takes_channels", "encoder_channels", "notice_without_alignments"]
 
 
 def check_takes_channels(encoder: Encoder) -> None:
@@ -21,6 +21,17 @@ def check_takes_channels(encoder: Encoder) -> None:
         raise ConfigError(
             "the model takes no channels of alignments; leave alignments= out, or use a model that was pretrained with "
             "data.alignments="
+        )
+
+
+def notice_without_alignments(encoder: Encoder) -> None:
+    """Warn where an encoder takes channels of alignments, and there are none."""
+    if encoder.config.channels:
+        warnings.warn(
+            f"the model takes channels of alignments ({', '.join(encoder.config.channels)}) and was given none: all "
+            "count as 0",
+            GenosparseWarning,
+            stacklevel=4,
         )
 
 
@@ -41,15 +52,10 @@ def encoder_channels(
     """
     from genosparse.readers.alignments import GenomeChannels  # what has no alignments needs no reader of them
 
-    names = encoder.config.channels
     if alignments is None:
-        if names:
-            warnings.warn(
-                f"the model takes channels of alignments ({', '.join(names)}) and was given none: all count as 0",
-                GenosparseWarning,
-                stacklevel=3,
-            )
+        notice_without_alignments(encoder)
         return None
+    names = encoder.config.channels
     check_takes_channels(encoder)
     if not isinstance(alignments, GenomeChannels):
         return GenomeChannels(alignments, genome, names, cache_bytes=cache_bytes)

@@ -111,13 +111,13 @@ class WindowSource(ABC):
     def _has_too_much_n(self, tokens: NDArray[np.uint8]) -> bool:
         return int(np.count_nonzero(tokens == N)) > self.max_n * len(tokens)
 
-    def _check_draws(self) -> None:
+    def _check_draws(self, way_out: str) -> None:
         """Find one window, so that ``draw`` ends and sequence of N alone is told here and not in a worker process."""
         random = np.random.Generator(np.random.Philox(key=0))
         if all(self._try_draw(random) is None for _ in range(_MOST_DRAWS)):
             raise ConfigError(
                 f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
-                "data.context, or name regions with sequence by data.regions"
+                f"data.context, {way_out}"
             )
 
 
@@ -179,7 +179,7 @@ class Corpus(WindowSource):
                 source.check(span.contig for span in [*self._long_spans, *self.held_out] if span.genome == number)
         # The number of window starts up to and with each span.
         self._ends = np.cumsum([span.length - context + 1 for span in self._long_spans], dtype=np.int64)
-        self._check_draws()
+        self._check_draws("or name regions with sequence by data.regions")
 
     def tokens(self, span: Span) -> NDArray[np.uint8]:
         """Token ids of a span, ``[length]``: a view, not to be written to."""
