@@ -14,14 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from genosparse.channels import reverse_complement_channels
 from genosparse.contigs import contig_not_found
+from genosparse.encoder.channels import encoder_channels
 from genosparse.errors import ConfigError, GenosparseWarning, IntervalError, ModelFormatError
 from genosparse.intervals import Interval
 from genosparse.tokenizers import PAD, N, NucleotideTokenizer
 
 if TYPE_CHECKING:
     from genosparse.encoder import Encoder
-    from genosparse.readers import Genome
+    from genosparse.readers import Alignments, Genome, GenomeChannels
 
 __all__ = ["Embeddings", "Pool", "check_arguments", "embed", "embedding_blocks", "locate", "write_parquet"]
 
@@ -73,6 +75,7 @@ def embed(
     pool: Pool = "mean",
     both_strands: bool = False,
     batch_bases: int = 65_536,
+    alignments: "Alignments | GenomeChannels | None" = None,
 ) -> Embeddings:
     """Embed intervals of a genome.
 
@@ -88,30 +91,39 @@ def embed(
         pool: ``"mean"``: one row per interval; ``"base"``: one per base; a whole number: one per bin of so many bases.
         both_strands: Average the hidden states of both strands, position by position.
         batch_bases: Bases per forward pass (at least one interval); bounds memory; changes results by rounding only.
+        alignments: Reads on the genome, for an encoder that takes channels of them; channels are 0 where there are
+            none. ``GenomeChannels`` are matched and checked once for many calls.
 
     Returns:
         ``Embeddings``.
 
     Raises:
-        ConfigError: ``layer``, ``pool`` or ``batch_bases`` is out of its range.
-        ContigNotFoundError: A contig is not in the genome.
+        ConfigError: ``layer``, ``pool`` or ``batch_bases`` is out of its range, or the encoder takes no alignments.
+        ContigNotFoundError: A contig is not in the genome, or no contig of the alignments is.
         IntervalError: An interval reaches past the end of its contig or is longer than the encoder takes.
         ModelFormatError: The encoder's hidden states are no finite numbers.
     """
     check_arguments(encoder, layer, pool, batch_bases)
     intervals = list(intervals)
     located = locate(encoder, genome, intervals)
+    channels = encoder_channels(encoder, genome, alignments)
+    if channels is not None:
+        channels.check(interval.contig for interval in located)
     sizes = [_bin_size(interval, pool) for interval in intervals]
     offsets = np.cumsum([0, *(-(-interval.length // size) for interval, size in zip(intervals, sizes, strict=True))])
     embedding = np.empty((offsets[-1], encoder.config.d_model), np.float32)
     for batch in _batches(encoder, intervals, batch_bases):
         tokens = [genome.tokens(located[index]) for index in batch]
+        values = None if channels is None else [channels.values(located[index]) for index in batch]
         rows = [embedding[offsets[index] : offsets[index + 1]] for index in batch]
         bins = [sizes[index] for index in batch]
-        _pool_hidden(encoder, tokens, layer, bins, rows)
+        _pool_hidden(encoder, tokens, values, layer, bins, rows)
         if both_strands:
             other = [np.empty_like(strand_rows) for strand_rows in rows]
-            _pool_hidden(encoder, [_TOKENIZER.reverse_complement(row) for row in tokens], layer, bins, other, flip=True)
+            tokens = [_TOKENIZER.reverse_complement(row) for row in tokens]
+            if values is not None:
+                values = [reverse_complement_channels(row, encoder.config.channels) for row in values]
+            _pool_hidden(encoder, tokens, values, layer, bins, other, flip=True)
             for forward, reverse in zip(rows, other, strict=True):
                 forward += reverse
                 forward *= 0.5
@@ -269,6 +281,7 @@ def _batches(encoder: "Encoder", intervals: Sequence[Interval], batch_bases: int
 def _pool_hidden(
     encoder: "Encoder",
     tokens: Sequence[NDArray[np.uint8]],
+    channels: Sequence[NDArray[np.float32]] | None,
     layer: int,
     sizes: Sequence[int],
     out: Sequence[NDArray[np.float32]],
@@ -278,8 +291,14 @@ def _pool_hidden(
     padded = np.full((len(tokens), max(map(len, tokens))), PAD, np.uint8)
     for row, sequence in zip(padded, tokens, strict=True):
         row[: len(sequence)] = sequence
+    values = None
+    if channels is not None:
+        values = torch.zeros(*padded.shape, len(encoder.config.channels))
+        for index, row_channels in enumerate(channels):
+            values[index, : len(row_channels)] = torch.from_numpy(row_channels)
+        values = values.to(encoder.device)
     with torch.inference_mode():
-        hidden = encoder(torch.from_numpy(padded).to(encoder.device), layer=layer)
+        hidden = encoder(torch.from_numpy(padded).to(encoder.device), layer=layer, channels=values)
         for index, sequence in enumerate(tokens):
             visible = torch.from_numpy(sequence != N).to(hidden.device)
             if not bool(hidden[index, : len(sequence)].sum().isfinite()):

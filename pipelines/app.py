@@ -1,6 +1,7 @@
 """What every pipeline shares: a Hydra app whose mistakes end in one line, and the settings that all of them have."""
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import functools
@@ -16,7 +17,6 @@ import traceback
 import warnings
 from argparse import ArgumentParser
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import FrameType
@@ -40,9 +40,14 @@ from genosparse.intervals import Interval
 if TYPE_CHECKING:
     import torch
 
+    from genosparse.encoder import Encoder
+    from genosparse.readers import Genome, GenomeChannels, ReadFilters
+
 __all__ = [
     "Interrupted",
     "Runtime",
+    "alignments_identity",
+    "alignments_inputs",
     "as_dict",
     "choice",
     "fingerprint_intervals",
@@ -51,14 +56,15 @@ __all__ = [
     "integer",
     "is_given",
     "number",
+    "open_channels",
     "path",
     "paths",
     "pipeline",
+    "read_filters",
     "setup",
 ]
 
 _CONFIG_MODULE = "genosparse.conf"
-_SHARED_CONFIG = "app"
 # What the operating system refuses for reasons that the user can mend.
 _USER_ERRNO = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENOSPC,
@@ -110,7 +116,7 @@ def pipeline(name: str, *, paths: Collection[str] = ()) -> Callable[[Callable[[D
 Main = Callable[..., int]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Runtime:
     """Where and how the arithmetic is done.
 
@@ -255,6 +261,111 @@ def genome_options(config: DictConfig, group: str = "") -> dict[str, Any]:
     return {"circular": circular, "aliases": None if aliases is None else path(config, f"{group}aliases")}
 
 
+# The bits of FLAG from 0x1 on, as samtools flags names them.
+_FLAG_NAMES = (
+    "PAIRED", "PROPER_PAIR", "UNMAP", "MUNMAP", "REVERSE", "MREVERSE", "READ1", "READ2", "SECONDARY", "QCFAIL", "DUP",
+    "SUPPLEMENTARY",
+)  # fmt: skip
+
+
+def read_filters(config: DictConfig, key: str) -> "ReadFilters":
+    """Return a group of settings that says which reads count.
+
+    Args:
+        config: The settings.
+        key: The group, as ``filters``.
+
+    Raises:
+        ConfigError: A flag is unknown, or a value cannot be.
+    """
+    from genosparse.readers import ReadFilters
+
+    node = OmegaConf.select(config, key)
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{key}={node}: expected settings, as {key}.min_mapping_quality=20")
+    values = as_dict(node)
+    for name in ("exclude_flags", "require_flags"):
+        values[name] = _flags(f"{key}.{name}", values[name])
+    flag(config, f"{key}.count_overlaps")
+    try:
+        return ReadFilters(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from None
+
+
+def alignments_inputs(config: DictConfig, alignments: Sequence[str], group: str = "") -> list[str]:
+    """Return the files that reading alignments takes: themselves, and ``reference`` where it is given.
+
+    Args:
+        config: The settings.
+        alignments: Paths of the alignments; none where there are none.
+        group: What the keys begin with, as ``data.``.
+
+    Raises:
+        ConfigError: ``reference`` or ``filters`` are given without alignments.
+    """
+    for key in (f"{group}reference", f"{group}filters"):
+        if is_given(key) and not alignments:
+            raise ConfigError(f"{key} says how alignments are read, and none are given; leave it out, or give them")
+    if OmegaConf.select(config, f"{group}reference") is None:
+        return list(alignments)
+    return [*alignments, path(config, f"{group}reference")]
+
+
+def alignments_identity(config: DictConfig, alignments: Sequence[str | None], group: str = "") -> dict[str, Any] | None:
+    """Return what of alignments decides a run's results; None where there are none."""
+    from genosparse.outputs import fingerprint
+
+    if not any(alignments):
+        return None
+    reference = OmegaConf.select(config, f"{group}reference")
+    return {
+        "files": [None if name is None else fingerprint(name) for name in alignments],
+        "reference": None if reference is None else fingerprint(path(config, f"{group}reference")),
+        "filters": dataclasses.asdict(read_filters(config, f"{group}filters")),
+    }
+
+
+@contextlib.contextmanager
+def open_channels(
+    config: DictConfig, encoder: "Encoder", genome: "Genome", alignments: str | None, group: str = "", **options: Any
+) -> Iterator["GenomeChannels | None"]:
+    """Open alignments as what an encoder is given beside a genome's tokens; None where it is given nothing.
+
+    Args:
+        config: The settings, with ``reference`` and ``filters``.
+        encoder: The encoder.
+        genome: The genome; CRAM's reference, unless the settings name one.
+        alignments: A path, or None.
+        group: What the keys begin with, as ``data.``.
+        options: Further arguments of ``encoder_channels``.
+
+    Raises:
+        ConfigError: The encoder takes no channels, or a setting cannot be used.
+    """
+    from genosparse.encoder.channels import check_takes_channels, encoder_channels
+    from genosparse.readers import Alignments
+
+    if alignments is None:
+        yield encoder_channels(encoder, genome, None)
+        return
+    check_takes_channels(encoder)
+    reference = OmegaConf.select(config, f"{group}reference")
+    source = genome if reference is None else path(config, f"{group}reference")
+    with Alignments(alignments, source, filters=read_filters(config, f"{group}filters")) as opened:
+        yield encoder_channels(encoder, genome, opened, **options)
+
+
+def _flags(key: str, value: Any) -> int:
+    """Bits of FLAG from a number, a name or names."""
+    if isinstance(value, int):
+        return value
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(name in _FLAG_NAMES for name in names):
+        raise ConfigError(f"{key}={value}: expected a number, or some of {', '.join(_FLAG_NAMES)}")
+    return sum(1 << _FLAG_NAMES.index(name) for name in set(names))
+
+
 def as_dict(node: DictConfig) -> dict[str, Any]:
     """Return a group of settings, resolved, as plain values."""
     values = OmegaConf.to_container(node, resolve=True)
@@ -371,18 +482,22 @@ def _launch(name: str, task: Callable[[DictConfig], None], paths: Collection[str
 
 @contextlib.contextmanager
 def _config_path(name: str) -> Iterator[str | None]:
-    """Give Hydra a pipeline's configs: all of ``conf/`` where it draws from groups, else its own and the shared one.
+    """Give Hydra a pipeline's configs: all of ``conf/`` where it draws from groups, else its own and those it includes.
 
     To Hydra every folder on its search path is a group, whoever uses it: ``model=DIR`` would not reach a setting
     ``model`` of a pipeline without groups while there is a folder ``model``.
     """
-    configs = {}
-    for config_name in (name.replace("-", "_"), _SHARED_CONFIG):
+    configs: dict[str, Any] = {}
+    wanted = [name.replace("-", "_")]
+    while wanted:
+        config_name = wanted.pop()
         with resources.files(_CONFIG_MODULE).joinpath(f"{config_name}.yaml").open(encoding="utf-8") as file:
             configs[config_name] = OmegaConf.load(file)
-        if not all(isinstance(entry, str) for entry in OmegaConf.select(configs[config_name], "defaults", default=[])):
+        defaults = OmegaConf.select(configs[config_name], "defaults", default=[])
+        if not all(isinstance(entry, str) for entry in defaults):
             yield f"pkg://{_CONFIG_MODULE}"
             return
+        wanted += [entry.partition("@")[0] for entry in defaults if entry != "_self_"]
     store = ConfigStore.instance()
     before = dict(store.repo)
     for config_name, config in configs.items():

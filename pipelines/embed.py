@@ -30,7 +30,9 @@ __all__ = ["main"]
 _IDENTITY = b"genosparse.run"
 
 
-@app.pipeline("embed", paths=("model", "genome", "aliases", "intervals", "output", "run_dir"))
+@app.pipeline(
+    "embed", paths=("model", "genome", "aliases", "alignments", "reference", "intervals", "output", "run_dir")
+)
 def main(config: DictConfig) -> None:
     """Embed intervals block by block into ``run_dir``, then join the blocks into the output."""
     runtime = app.setup(config)
@@ -46,12 +48,20 @@ def main(config: DictConfig) -> None:
     encoder = Encoder.from_pretrained(app.path(config, "model"), device=runtime.device)
     check_arguments(encoder, layer, pool, batch_bases)
     options = app.genome_options(config)
-    with Genome(app.path(config, "genome"), **options) as genome:
+    alignments = None if config.alignments is None else app.path(config, "alignments")
+    reads = app.alignments_inputs(config, [] if alignments is None else [alignments])
+    with (
+        Genome(app.path(config, "genome"), **options) as genome,
+        app.open_channels(config, encoder, genome, alignments) as channels,
+    ):
         intervals = _read_intervals(
             app.path(config, "intervals"), genome, encoder.config.max_length, _kinds(config.features)
         )
-        for interval in locate(encoder, genome, intervals):
+        located = locate(encoder, genome, intervals)
+        for interval in located:
             genome.tokens(interval)  # a letter that is no nucleotide is told before anything is written
+        if channels is not None:
+            channels.check(interval.contig for interval in located)
 
         metadata = {
             "genosparse.version": genosparse.__version__,
@@ -66,6 +76,7 @@ def main(config: DictConfig) -> None:
             "genome": fingerprint(genome.path),
             "circular": sorted(genome.circular),
             "aliases": options["aliases"] and fingerprint(options["aliases"]),
+            "alignments": app.alignments_identity(config, [alignments]),
             "intervals": app.fingerprint_intervals(intervals),
             "batch_bases": batch_bases,
             "precision": runtime.precision,
@@ -80,7 +91,7 @@ def main(config: DictConfig) -> None:
 
         run_dir = Path(app.path(config, "run_dir"))
         keys = ("model", "genome", "intervals", *(["aliases"] if options["aliases"] else []))
-        inputs = [app.path(config, key) for key in keys]
+        inputs = [*(app.path(config, key) for key in keys), *reads]
         with open_run(run_dir, identity, owns=("parts", "wandb", "wandb-id"), overwrite=overwrite, inputs=inputs):
             parts = run_dir / "parts"
             parts.mkdir(exist_ok=True)
@@ -99,6 +110,7 @@ def main(config: DictConfig) -> None:
                                 pool=pool,
                                 both_strands=both_strands,
                                 batch_bases=batch_bases,
+                                alignments=channels,
                             )
                             write_parquet(partial, [embeddings], encoder.config.d_model, metadata)
                     bar.advance(sum(interval.length for interval in block))

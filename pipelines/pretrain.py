@@ -1,4 +1,4 @@
-"""``genosparse pretrain``: a masked-base encoder from genomes."""
+"""``genosparse pretrain``: a masked-base encoder from genomes or reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import genosparse
+from genosparse.channels import CHANNELS
 from genosparse.encoder import Encoder, EncoderConfig
+from genosparse.encoder.channels import notice_without_alignments
 from genosparse.errors import ConfigError
 from genosparse.intervals import Interval, read_bed
 from genosparse.loggers import LOGGERS, CsvTable, Logger, open_logger
@@ -26,6 +28,7 @@ from genosparse.pretraining import (
     Corpus,
     HeldOut,
     MaskingSettings,
+    ReadCorpus,
     TrainerSettings,
     TrainingResult,
     evaluate,
@@ -34,7 +37,8 @@ from genosparse.pretraining import (
 )
 from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
 from genosparse.pretraining.masking import MaskedWindows
-from genosparse.readers import Genome
+from genosparse.pretraining.windows import WindowSource
+from genosparse.readers import Alignments, Genome, GenomeChannels, ReadFilters
 
 __all__ = ["main"]
 
@@ -44,7 +48,22 @@ TABLE_FILE = "metrics.csv"
 CURVE_FILE = "loss_curve.png"
 
 
-@app.pipeline("pretrain", paths=("data.genome", "data.aliases", "data.regions", "data.exclude", "init", "run_dir"))
+_BED_KEYS = ("data.regions", "data.exclude")
+_PATHS = (
+    "data.genome",
+    "data.aliases",
+    "data.reads",
+    "data.alignments",
+    "data.reference",
+    *_BED_KEYS,
+    "init",
+    "run_dir",
+)
+# Channels of a genome are kept where they take no more than this, in each process: six million positions of all.
+_CHANNEL_CACHE_BYTES = 1 << 28
+
+
+@app.pipeline("pretrain", paths=_PATHS)
 def main(config: DictConfig) -> None:
     """Train, or go on training, and end with a model folder, a card and a curve."""
     check_one_process()
@@ -68,7 +87,11 @@ def main(config: DictConfig) -> None:
             f"data.context={context} is longer than the model's max_length={encoder.config.max_length}; lower it, or "
             "raise model.max_length"
         )
-    paths = app.paths(config, "data.genome")
+    paths, reads = _sources(config)
+    alignments = _alignments(config, len(paths))
+    reads_and_reference = app.alignments_inputs(
+        config, [*reads, *(path for path in alignments if path is not None)], "data."
+    )
     beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
     intervals = {key: list(read_bed(path)) for key, path in beds.items()}
     checksums = [fingerprint(path) for path in paths]
@@ -81,8 +104,10 @@ def main(config: DictConfig) -> None:
         "precision": precision,
         "start": encoder.fingerprint(),
         "genome": checksums,
-        "data": _contents(config.data, aside=("genome", "aliases", *(key.removeprefix("data.") for key in _BED_KEYS))),
+        "data": _contents(config.data, aside=_DATA_ASIDE),
         "aliases": options["aliases"] and fingerprint(options["aliases"]),
+        "reads": app.alignments_identity(config, reads, "data."),
+        "alignments": app.alignments_identity(config, alignments, "data."),
         "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
         "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
     }
@@ -93,17 +118,26 @@ def main(config: DictConfig) -> None:
             f"init={run_dir / 'model'} with another run_dir= trains it further"
         )
         return
-    corpus, data = _read_genomes(
-        config, paths, options, checksums, intervals, context, is_trained=settings.max_steps != 0
-    )
-    held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
     inputs = [
         *paths,
+        *reads_and_reference,
         *beds.values(),
         *([options["aliases"]] if options["aliases"] else []),
         *([app.path(config, "init")] if config.init is not None else []),
     ]
-    with open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs):
+    is_trained = settings.max_steps != 0
+    with ExitStack() as opened:
+        corpus: WindowSource | None
+        if reads:
+            corpus, data = _read_reads(config, encoder, reads, identity, context, is_trained=is_trained)
+        else:
+            corpus, data = _read_genomes(
+                opened, config, encoder, paths, alignments, identity, intervals, context, is_trained=is_trained
+            )
+        if corpus is not None:
+            context = config.data.context = corpus.context  # of reads it may be less
+        held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
+        opened.enter_context(open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs))
         if corpus is None or held_out is None:
             _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
             print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
@@ -143,38 +177,162 @@ def main(config: DictConfig) -> None:
     _report(run_dir, metrics, baselines, held_out)
 
 
-_BED_KEYS = ("data.regions", "data.exclude")
+_DATA_ASIDE = ("genome", "reads", "aliases", "alignments", "reference", "filters", "regions", "exclude")
 _OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "wandb-id")
 
 
-def _read_genomes(
+def _sources(config: DictConfig) -> tuple[list[str], list[str]]:
+    """The genomes, or the reads that are there in their place."""
+    given = [key for key in ("genome", "reads") if config.data[key] is not None]
+    if not given:
+        raise ConfigError("missing data.genome= or data.reads= (genosparse pretrain --help explains them)")
+    if len(given) > 1:
+        raise ConfigError(
+            "data.genome= and data.reads= are both given; train on one, and further on the other by init="
+        )
+    if given == ["genome"]:
+        return app.paths(config, "data.genome"), []
+    for key in ("data.alignments", "data.regions", "data.exclude", "data.circular", "data.aliases"):
+        if OmegaConf.select(config, key):
+            raise ConfigError(f"{key} is of genomes, and data.reads= has none; leave it out, or give data.genome=")
+    filters = app.read_filters(config, "data.filters")
+    if filters.max_depth is not None or filters.count_overlaps:
+        raise ConfigError(
+            "data.filters.max_depth and count_overlaps are of positions in a genome, and data.reads= takes reads "
+            "whole; leave them out"
+        )
+    return [], app.paths(config, "data.reads")
+
+
+def _read_reads(
     config: DictConfig,
+    encoder: Encoder,
     paths: Sequence[str],
-    options: Mapping[str, Any],
-    checksums: Sequence[str],
+    identity: Mapping[str, Any],
+    context: int,
+    *,
+    is_trained: bool,
+) -> tuple[ReadCorpus | None, list[str]]:
+    """As ``_read_genomes``, of reads."""
+    reference = None if config.data.reference is None else app.path(config, "data.reference")
+    filters = app.read_filters(config, "data.filters")
+    lines = [
+        f"reads of {Path(path).name} ({_checksum(checksum)})"
+        for path, checksum in zip(paths, identity["reads"]["files"], strict=True)
+    ]
+    lines.append(f"reads and bases that count: {_told(filters)}; neither secondary nor supplementary records")
+    if encoder.config.channels and is_trained:
+        lines.append(_without_alignments(encoder))
+    with ExitStack() as opened:
+        sources = [opened.enter_context(Alignments(path, reference, filters=filters)) for path in paths]
+        if not is_trained:
+            return None, lines
+        corpus = ReadCorpus(
+            sources,
+            validation=_validation(config),
+            context=context,
+            max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+            max_bases=app.integer(config, "data.max_read_bases", minimum=1),
+        )
+    lines.insert(len(paths), f"{corpus.num_reads:,} reads, {corpus.num_bases:,} bases")
+    return corpus, lines
+
+
+def _without_alignments(encoder: Encoder) -> str:
+    """Say that a model's channels are all 0, now and in its card."""
+    notice_without_alignments(encoder)
+    return "no alignments: the channels that the model takes were all 0"
+
+
+def _alignments(config: DictConfig, num_genomes: int) -> list[str | None]:
+    """The alignments of each genome, None for one without."""
+    value = config.data.alignments
+    if value is None:
+        return [None] * num_genomes
+    if not isinstance(value, ListConfig):
+        value = [value]
+    if len(value) != num_genomes:
+        raise ConfigError(
+            f"data.alignments names {len(value)} and data.genome {num_genomes} files; give one of alignments for each "
+            "genome, in the order of the genomes, and null for a genome without"
+        )
+    is_list = isinstance(config.data.alignments, ListConfig)
+    keys = [f"data.alignments[{index}]" if is_list else "data.alignments" for index in range(num_genomes)]
+    return [None if path is None else app.path(config, key) for path, key in zip(value, keys, strict=True)]
+
+
+def _read_genomes(
+    opened: ExitStack,
+    config: DictConfig,
+    encoder: Encoder,
+    paths: Sequence[str],
+    alignments: Sequence[str | None],
+    identity: Mapping[str, Any],
     intervals: Mapping[str, list[Interval]],
     context: int,
     *,
     is_trained: bool,
 ) -> tuple[Corpus | None, list[str]]:
-    """The corpus (None where nothing is trained), and a line on each genome for the model card."""
-    with ExitStack() as stack:
-        genomes = [stack.enter_context(genome) for genome in _open_genomes(paths, **options)]
-        lines = [
-            f"{Path(path).name}: {sum(genome.contigs.values()):,} bases (SHA-256 of the file {checksum[:16]})"
-            for path, genome, checksum in zip(paths, genomes, checksums, strict=True)
+    """The corpus (None where nothing is trained), and a line on each input for the model card.
+
+    ``opened`` keeps open what windows are read from.
+    """
+    genomes = [opened.enter_context(each) for each in _open_genomes(paths, **app.genome_options(config, "data."))]
+    lines = [
+        f"{Path(path).name}: {sum(genome.contigs.values()):,} bases ({_checksum(checksum)})"
+        for path, genome, checksum in zip(paths, genomes, identity["genome"], strict=True)
+    ]
+    channels: list[GenomeChannels | None] = []
+    if any(alignments):
+        channels = _open_channels(opened, config, encoder, genomes, alignments)
+    elif encoder.config.channels and is_trained:
+        lines.append(_without_alignments(encoder))
+    if identity["alignments"] is not None:
+        files = zip(alignments, identity["alignments"]["files"], paths, strict=True)
+        lines += [
+            f"{Path(path).name}: alignments on {Path(genome).name} ({_checksum(checksum)})"
+            for path, checksum, genome in files
+            if path is not None
         ]
-        if not is_trained:
-            return None, lines
-        corpus = Corpus(
-            genomes,
-            validation=_validation(config),
-            context=context,
-            regions=intervals.get("data.regions"),
-            exclude=intervals.get("data.exclude", ()),
-            max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
-        )
-        return corpus, lines
+        filters = app.read_filters(config, "data.filters")
+        lines.append(f"reads and bases of alignments that count: {_told(filters)}")
+    if not is_trained:
+        return None, lines
+    corpus = Corpus(
+        genomes,
+        validation=_validation(config),
+        context=context,
+        regions=intervals.get("data.regions"),
+        exclude=intervals.get("data.exclude", ()),
+        max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+        channels=channels,
+    )
+    return corpus, lines
+
+
+def _open_channels(
+    opened: ExitStack,
+    config: DictConfig,
+    encoder: Encoder,
+    genomes: Sequence[Genome],
+    alignments: Sequence[str | None],
+) -> list[GenomeChannels | None]:
+    options = {"group": "data.", "cache_bytes": _CHANNEL_CACHE_BYTES // len(genomes)}
+    return [
+        None if path is None else opened.enter_context(app.open_channels(config, encoder, genome, path, **options))
+        for genome, path in zip(genomes, alignments, strict=True)
+    ]
+
+
+def _checksum(sha256: str) -> str:
+    return f"SHA-256 of the file {sha256[:16]}"
+
+
+def _told(filters: ReadFilters) -> str:
+    """Filters in words of settings."""
+    values = dataclasses.asdict(filters)
+    flags = {name: f"{values[name]:#x}" for name in ("exclude_flags", "require_flags")}
+    return ", ".join(f"{name}={value}" for name, value in {**values, **flags}.items())
 
 
 def _open_genomes(paths: Sequence[str], circular: bool | list[str], aliases: str | None) -> Iterator[Genome]:
@@ -222,7 +380,10 @@ def _make_encoder(config: DictConfig) -> Encoder:
         if app.is_given("model"):
             raise ConfigError("init= brings its own model; leave model= out")
         return Encoder.from_pretrained(app.path(config, "init"))
-    return Encoder(EncoderConfig.from_dict(_contents(config.model, aside=("name", "context"))))
+    values = _contents(config.model, aside=("name", "context"))
+    if values.get("channels") == "auto":
+        values["channels"] = [] if config.data.alignments is None else list(CHANNELS)
+    return Encoder(EncoderConfig.from_dict(values))
 
 
 def _validation(config: DictConfig) -> float | list[str] | None:
@@ -260,7 +421,7 @@ def _finish(
     if steps:
         trained = max(config.data.context, encoder.config.trained_context or 0)
         encoder.config = dataclasses.replace(encoder.config, trained_context=trained)
-    training = {
+    training: dict[str, Any] = {
         "steps": f"{steps:,}",
         "bases seen": f"{result.bases if result is not None else 0:,}",
         "context": f"{config.data.context:,} bases",
@@ -268,8 +429,14 @@ def _finish(
         "peak learning rate": settings.learning_rate,
         "seed": config.seed,
     }
+    if config.data.reads is not None:
+        training["bases seen"] += ", with the padding of short reads"
     validation = config.data.validation
-    if isinstance(validation, ListConfig):
+    if config.data.reads is not None:
+        validation = (
+            f"{validation or 0:.3g} of the reads, by a hash of their names; reads of one place may be on both sides"
+        )
+    elif isinstance(validation, ListConfig):
         validation = "contigs " + ", ".join(str(name) for name in validation)
     elif isinstance(validation, float):
         validation = f"the last {validation:.3g} of each contig"

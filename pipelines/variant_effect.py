@@ -33,7 +33,9 @@ __all__ = ["main"]
 _STANDARD_OUTPUT = "-"
 
 
-@app.pipeline("variant-effect", paths=("model", "genome", "aliases", "variants", "output", "run_dir"))
+@app.pipeline(
+    "variant-effect", paths=("model", "genome", "aliases", "alignments", "reference", "variants", "output", "run_dir")
+)
 def main(config: DictConfig) -> None:
     """Score variants block by block into ``run_dir``, then write all records with their scores to the output."""
     output, run_dir = app.path(config, "output"), Path(app.path(config, "run_dir"))
@@ -54,12 +56,18 @@ def main(config: DictConfig) -> None:
     options = app.genome_options(config)
     if options["aliases"] is not None:
         inputs.append(options["aliases"])
+    alignments = None if config.alignments is None else app.path(config, "alignments")
+    inputs += app.alignments_inputs(config, [] if alignments is None else [alignments])
     _check_not_an_input(output, inputs)
 
     runtime = app.setup(config)
-    with Genome(inputs[1], **options) as genome, _rereadable(inputs[2]) as variants:
-        encoder = Encoder.from_pretrained(inputs[0]).to(runtime.device).eval()
-        check_context(encoder, context)
+    encoder = Encoder.from_pretrained(inputs[0]).to(runtime.device).eval()
+    check_context(encoder, context)
+    with (
+        Genome(inputs[1], **options) as genome,
+        _rereadable(inputs[2]) as variants,
+        app.open_channels(config, encoder, genome, alignments) as channels,
+    ):
         summary = scan_records(variants, all_declared=to_bcf)
         scorer = VariantScorer(
             encoder,
@@ -69,6 +77,7 @@ def main(config: DictConfig) -> None:
             context=context,
             batch_bases=batch_bases,
             precision=runtime.precision,
+            channels=channels,
         )
         model = encoder.fingerprint()
         identity = {
@@ -77,6 +86,7 @@ def main(config: DictConfig) -> None:
             "genome": fingerprint(inputs[1]),
             "circular": sorted(genome.circular),
             "aliases": options["aliases"] and fingerprint(options["aliases"]),
+            "alignments": app.alignments_identity(config, [alignments]),
             "variants": fingerprint(variants),
             "scores": list(scores),
             "context": context,

@@ -1,13 +1,14 @@
 """Masked-base pretraining.
 
-``windows`` says what is trained on and what is held out, ``masking`` makes the task, ``evaluation`` measures,
-``settings`` say how long and how fast, ``loop`` trains, ``card`` tells what came out.
+``windows`` (of genomes) and ``reads`` say what is trained on and what is held out, ``masking`` makes the task,
+``evaluation`` measures, ``settings`` say how long and how fast, ``loop`` trains, ``card`` tells what came out.
 """
 
 from genosparse.pretraining.card import model_card
 from genosparse.pretraining.evaluation import HeldOut, evaluate
 from genosparse.pretraining.loop import TrainingResult, train
 from genosparse.pretraining.masking import MaskingSettings, mask_window
+from genosparse.pretraining.reads import ReadCorpus
 from genosparse.pretraining.settings import TrainerSettings
 from genosparse.pretraining.windows import Corpus, Span
 
@@ -15,6 +16,7 @@ __all__ = [
     "Corpus",
     "HeldOut",
     "MaskingSettings",
+    "ReadCorpus",
     "Span",
     "TrainerSettings",
     "TrainingResult",

@@ -27,7 +27,7 @@ def model_card(
     Args:
         encoder: The trained model.
         name: The run's name.
-        data: One line per genome: its file name, size and checksum.
+        data: One line per genome or other input: its file name, size and checksum.
         validation: What was held out.
         training: Settings and length of the training, in the order to show.
         metrics: Held-out metrics by name; empty when nothing was held out or trained.
@@ -52,6 +52,7 @@ def model_card(
         'encoder = gs.Encoder.from_pretrained("path/to/this/folder")',
         "```",
         "",
+        *_about_channels(config.channels),
         "## Data",
         "",
         *(f"- {line}" for line in data),
@@ -96,8 +97,19 @@ def model_card(
         "",
         f"- Trained on {context}; sequences up to {config.max_length:,} bases are accepted, and longer than trained is "
         "extrapolation.",
-        "- It knows the genomes named above and no others; what it says of another species is untested.",
+        "- It knows what is named above and nothing else; what it says of another species is untested.",
         "- Research use: it was not validated for clinical decisions.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _about_channels(channels: Sequence[str]) -> list[str]:
+    if not channels:
+        return []
+    return [
+        f"Beside the tokens it takes channels of alignments: {', '.join(channels)} (`alignments=` of `gs.embed`, "
+        "`gs.score_variants`, `genosparse embed` and `genosparse variant-effect`). Without alignments they count as 0. "
+        "They are hidden wherever a base is masked or was to be predicted, so that the reads there do not tell it.",
+        "",
+    ]

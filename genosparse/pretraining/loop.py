@@ -59,9 +59,9 @@ class _MaskedLoss(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    def forward(self, tokens: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, classes: Tensor, weights: Tensor, channels: Tensor | None = None) -> Tensor:
         at = classes != NO_TARGET
-        logits = self.encoder.head(self.encoder(tokens)[at])
+        logits = self.encoder.head(self.encoder(tokens, channels=channels)[at])
         losses = functional.cross_entropy(logits, classes[at], reduction="none")
         return (losses * weights[at]).sum() / weights[at].sum().clamp(min=1e-9)
 
@@ -227,9 +227,16 @@ def _batches(
         for number in itertools.count(step * settings.accumulate):
             yield list(range(number * windows, (number + 1) * windows))
 
-    yield from DataLoader(
-        examples, batch_sampler=_Endless(indices), num_workers=settings.workers, worker_init_fn=_ignore_signals
-    )
+    try:
+        yield from DataLoader(
+            examples, batch_sampler=_Endless(indices), num_workers=settings.workers, worker_init_fn=_ignore_signals
+        )
+    except GenosparseError as error:
+        # From a worker it comes with the traceback there as its message.
+        failed = type(error)(str(error).rpartition(f"{type(error).__name__}: ")[2].strip())
+        # Its frames hold the loader, and with it workers that the end of the process would wait for.
+        error.__traceback__ = None
+    raise failed
 
 
 def _ignore_signals(worker: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,10 +12,10 @@ from torch.utils.data import Dataset
 
 from genosparse.errors import ConfigError
 from genosparse.pretraining.settings import check_flag, check_number
-from genosparse.pretraining.windows import Corpus, Window
-from genosparse.tokenizers import MASK, NucleotideTokenizer
+from genosparse.pretraining.windows import Window, WindowSource
+from genosparse.tokenizers import MASK, PAD
 
-__all__ = ["NO_TARGET", "Example", "MaskedWindows", "MaskingSettings", "base_numbers", "mask_window"]
+__all__ = ["NO_TARGET", "Example", "Masked", "MaskedWindows", "MaskingSettings", "base_numbers", "mask_window"]
 
 NO_TARGET = -1
 
@@ -58,21 +59,42 @@ class MaskingSettings:
             )
 
 
-Example = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Example = tuple[torch.Tensor, ...]
 
 
-def mask_window(
-    window: Window, settings: MaskingSettings, random: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.float32]]:
-    """Hide bases of a window.
+class Masked(NamedTuple):
+    """What is shown of a window, and what is asked.
 
-    Returns:
-        Token ids as shown ``[length]``; the class to predict ``[length]``, 0 to 3 for A, C, G, T, -1 where there is
-        none; and the weight in the loss ``[length]``.
+    Attributes:
+        tokens: Token ids as shown, uint8 ``[length]``.
+        classes: The class to predict, 0 to 3 for A, C, G, T, -1 where there is none; int64 ``[length]``.
+        weights: Of each base in the loss, float32 ``[length]``.
+        channels: What alignments say, 0 wherever there is a class to predict; float32 ``[length, C]``, None where there
+            are no alignments.
     """
-    tokens, soft = window.tokens, window.soft_mask
+
+    tokens: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    channels: NDArray[np.float32] | None
+
+    def tensors(self, length: int) -> Example:
+        """The arrays that there are as tensors, padded at the end: PAD, no class, no weight, channels of 0."""
+        more = length - len(self.tokens)
+        arrays = [
+            np.pad(self.tokens, (0, more), constant_values=PAD),
+            np.pad(self.classes, (0, more), constant_values=NO_TARGET),
+            np.pad(self.weights, (0, more)),
+            *([] if self.channels is None else [np.pad(self.channels, ((0, more), (0, 0)))]),
+        ]
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+
+def mask_window(window: Window, settings: MaskingSettings, random: np.random.Generator) -> Masked:
+    """Hide bases of a window, and what alignments say of them."""
     if settings.reverse_complement and random.random() < 0.5:
-        tokens, soft = NucleotideTokenizer().reverse_complement(tokens), soft[::-1]
+        window = window.reverse_complement()
+    tokens, soft = window.tokens, window.soft_mask
     classes = _CLASS[tokens]
     chosen = (random.random(len(tokens)) < settings.rate) & (classes != NO_TARGET)
     fate = random.random(len(tokens))
@@ -81,7 +103,9 @@ def mask_window(
     swapped = chosen & (fate >= settings.mask_share) & (fate < settings.mask_share + settings.random_share)
     shown = np.where(swapped, replacement, shown)
     weights = np.where(chosen, np.where(soft, np.float32(settings.soft_mask_weight), np.float32(1)), np.float32(0))
-    return shown, np.where(chosen, classes, NO_TARGET), weights
+    # At every base to predict, also those that are shown right or wrong: the reads there would tell it.
+    channels = None if window.channels is None else np.where(chosen[:, None], np.float32(0), window.channels)
+    return Masked(shown, np.where(chosen, classes, NO_TARGET), weights, channels)
 
 
 def base_numbers(tokens: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -90,13 +114,15 @@ def base_numbers(tokens: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 class MaskedWindows(Dataset[Example]):
-    """Example ``index`` of a run, for any index: which window, which strand and which bases depend on nothing else."""
+    """Example ``index`` of a run, for any index: which window, which strand and which bases depend on nothing else.
 
-    def __init__(self, corpus: Corpus, settings: MaskingSettings, seed: int) -> None:
+    An example is the tensors of a ``Masked``, padded to the context of ``corpus``.
+    """
+
+    def __init__(self, corpus: WindowSource, settings: MaskingSettings, seed: int) -> None:
         self._corpus, self._settings, self._seed = corpus, settings, seed
 
     def __getitem__(self, index: int) -> Example:
         key = np.array([self._seed, index], np.uint64)
         random = np.random.Generator(np.random.Philox(key=key))
-        shown, classes, weights = mask_window(self._corpus.draw(random), self._settings, random)
-        return torch.from_numpy(shown), torch.from_numpy(classes), torch.from_numpy(weights)
+        return mask_window(self._corpus.draw(random), self._settings, random).tensors(self._corpus.context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from genosparse.channels import reverse_complement_channels
 from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
 from genosparse.intervals import Interval
-from genosparse.readers import Genome
-from genosparse.tokenizers import N
+from genosparse.readers import Genome, GenomeChannels
+from genosparse.tokenizers import N, NucleotideTokenizer
 
-__all__ = ["Corpus", "Span", "Window"]
+__all__ = ["Corpus", "Span", "Window", "WindowSource", "check_fraction"]
 
 # So many windows in a row that have too much N end the search for one.
 _MOST_DRAWS = 1000
@@ -42,13 +44,84 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Token ids ``[length]`` and which of them are in lower case, bool ``[length]``."""
+    """A stretch to train on.
+
+    Attributes:
+        tokens: Token ids, ``[length]``.
+        soft_mask: Which of them are in lower case, bool ``[length]``.
+        channels: What alignments say of them, float32 ``[length, C]``; None where there are none.
+        channel_names: The channels, ``[C]``.
+    """
 
     tokens: NDArray[np.uint8]
     soft_mask: NDArray[np.bool_]
+    channels: NDArray[np.float32] | None = None
+    channel_names: tuple[str, ...] = ()
+
+    def reverse_complement(self) -> Window:
+        """The other strand of it."""
+        channels = None if self.channels is None else reverse_complement_channels(self.channels, self.channel_names)
+        tokens = NucleotideTokenizer().reverse_complement(self.tokens)
+        return Window(tokens, self.soft_mask[::-1], channels, self.channel_names)
 
 
-class Corpus:
+class WindowSource(ABC):
+    """Where training windows and held-out sequence come from.
+
+    Attributes:
+        validation: What is held out, as it was given.
+        context: Bases of a window, at most.
+        max_n: Largest fraction of N in a training window.
+        held_out: The held-out stretches.
+    """
+
+    validation: float | Sequence[str] | None
+    context: int
+    max_n: float
+    held_out: list[Span]
+
+    @abstractmethod
+    def tokens(self, span: Span) -> NDArray[np.uint8]:
+        """Token ids of a stretch, ``[length]``: a view, not to be written to."""
+
+    def channels(self, span: Span) -> NDArray[np.float32] | None:
+        """What alignments say of a stretch, float32 ``[length, C]``; None where there are none."""
+        return None
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels ``[C]``; none where there are no alignments."""
+        return ()
+
+    @abstractmethod
+    def training_sequences(self) -> list[NDArray[np.uint8]]:
+        """Token ids of all that is trained on, as views; what is not contiguous is apart, or has PAD between."""
+
+    def draw(self, random: np.random.Generator) -> Window:
+        """Draw a training window of at most ``context`` bases."""
+        while True:
+            window = self._try_draw(random)
+            if window is not None:
+                return window
+
+    @abstractmethod
+    def _try_draw(self, random: np.random.Generator) -> Window | None:
+        """A window, or None where it has too much N."""
+
+    def _has_too_much_n(self, tokens: NDArray[np.uint8]) -> bool:
+        return int(np.count_nonzero(tokens == N)) > self.max_n * len(tokens)
+
+    def _check_draws(self, way_out: str) -> None:
+        """Find one window, so that ``draw`` ends and sequence of N alone is told here and not in a worker process."""
+        random = np.random.Generator(np.random.Philox(key=0))
+        if all(self._try_draw(random) is None for _ in range(_MOST_DRAWS)):
+            raise ConfigError(
+                f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
+                f"data.context, {way_out}"
+            )
+
+
+class Corpus(WindowSource):
     """Genomes in memory, split into training and held-out spans that no window straddles.
 
     Contigs are found in every genome that has them, chr1 and 1 alike.
@@ -61,6 +134,8 @@ class Corpus:
         regions: Train on these intervals alone; None for all.
         exclude: Intervals that no training window touches.
         max_n: Largest fraction of N in a training window; windows with more are drawn again.
+        channels: What alignments say of each genome, None for one without; all of the same channels. Windows have
+            channels when any has, and they are 0 on the genomes without. They are read window by window.
 
     Raises:
         ConfigError: No window of ``context`` bases fits or has few enough N, or the validation takes all.
@@ -78,8 +153,10 @@ class Corpus:
         regions: Iterable[Interval] | None = None,
         exclude: Iterable[Interval] = (),
         max_n: float = 0.1,
+        channels: Sequence[GenomeChannels | None] = (),
     ) -> None:
         self.validation, self.context, self.max_n = validation, context, max_n
+        self._channels = list(channels)
         self._tokens: dict[_Key, NDArray[np.uint8]] = {}
         self._soft_bits: dict[_Key, NDArray[np.uint8]] = {}  # the soft mask, eight bases to the byte
         for number, genome in enumerate(genomes):
@@ -97,33 +174,48 @@ class Corpus:
         self._long_spans = [span for span in self.training if span.length >= context]
         self.num_training_bases = sum(span.length for span in self._long_spans)
         self._check_lengths()
+        for number, source in enumerate(self._channels):
+            if source is not None:
+                source.check(span.contig for span in [*self._long_spans, *self.held_out] if span.genome == number)
         # The number of window starts up to and with each span.
         self._ends = np.cumsum([span.length - context + 1 for span in self._long_spans], dtype=np.int64)
-        self._check_draws()
+        self._check_draws("or name regions with sequence by data.regions")
 
     def tokens(self, span: Span) -> NDArray[np.uint8]:
         """Token ids of a span, ``[length]``: a view, not to be written to."""
         return self._tokens[span.genome, span.contig][span.start : span.end]
 
-    def draw(self, random: np.random.Generator) -> Window:
-        """Draw a training window, every possible start alike."""
-        while True:
-            window = self._try_draw(random)
-            if window is not None:
-                return window
+    def channels(self, span: Span) -> NDArray[np.float32] | None:
+        """What alignments say of a span, float32 ``[length, C]``; None where no genome has any."""
+        if not self.channel_names:
+            return None
+        source = self._channels[span.genome]
+        if source is None:
+            return np.zeros((span.length, len(self.channel_names)), np.float32)
+        return source.values(Interval(span.contig, span.start, span.end))
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Names of the channels ``[C]``; none where there are no alignments."""
+        return next((source.names for source in self._channels if source is not None), ())
+
+    def training_sequences(self) -> list[NDArray[np.uint8]]:
+        """Token ids of each training span."""
+        return [self.tokens(span) for span in self.training]
 
     def _try_draw(self, random: np.random.Generator) -> Window | None:
-        """A window, or None where it has too much N."""
+        """Every possible start alike."""
         start = int(random.integers(self._ends[-1]))
         number = int(np.searchsorted(self._ends, start, side="right"))
         span = self._long_spans[number]
         start += span.start - (int(self._ends[number - 1]) if number else 0)
         key, end = (span.genome, span.contig), start + self.context
         tokens = self._tokens[key][start:end]
-        if np.count_nonzero(tokens == N) > self.max_n * self.context:
+        if self._has_too_much_n(tokens):
             return None
         bits = np.unpackbits(self._soft_bits[key][start // 8 : (end + 7) // 8])
-        return Window(tokens, bits[start % 8 :][: self.context].astype(np.bool_))
+        soft_mask = bits[start % 8 :][: self.context].astype(np.bool_)
+        return Window(tokens, soft_mask, self.channels(Span(*key, start, end)), self.channel_names)
 
     def _check_lengths(self) -> None:
         if not self._long_spans:
@@ -139,15 +231,6 @@ class Corpus:
                 f"{skipped:,} bases are in stretches shorter than data.context={self.context} and are not trained on",
                 GenosparseWarning,
                 stacklevel=3,
-            )
-
-    def _check_draws(self) -> None:
-        """Find one window, so that ``draw`` ends and a genome of N is told here and not in a worker process."""
-        random = np.random.Generator(np.random.Philox(key=0))
-        if all(self._try_draw(random) is None for _ in range(_MOST_DRAWS)):
-            raise ConfigError(
-                f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
-                "data.context, or name regions with sequence by data.regions"
             )
 
 
@@ -190,6 +273,14 @@ class _ContigFinder:
         return found
 
 
+def check_fraction(validation: float, otherwise: str) -> None:
+    """Raise ``ConfigError`` unless what is to be held out is a fraction."""
+    if isinstance(validation, bool) or not 0 <= validation < 1:
+        raise ConfigError(
+            f"data.validation={validation}: expected a fraction from 0 up to (not including) 1, {otherwise}"
+        )
+
+
 def _split(
     spans: list[Span], validation: float | Sequence[str] | None, genomes: Sequence[Genome]
 ) -> tuple[list[Span], list[Span]]:
@@ -197,10 +288,7 @@ def _split(
     if validation is None:
         return spans, []
     if isinstance(validation, int | float):
-        if isinstance(validation, bool) or not 0 <= validation < 1:
-            raise ConfigError(
-                f"data.validation={validation}: expected a fraction from 0 up to (not including) 1, or contigs"
-            )
+        check_fraction(validation, "or contigs")
         training, held_out = [], []
         for span in spans:
             cut = span.end - int(span.length * validation)

@@ -1,6 +1,6 @@
 """Files in, arrays and records out."""
 
-from genosparse.readers.alignments import Alignments, Channels, Read, ReadFilters
+from genosparse.readers.alignments import Alignments, Channels, GenomeChannels, Read, ReadFilters
 from genosparse.readers.alleles import AlleleKind, allele_kind
 from genosparse.readers.annotations import Feature, read_features, read_intervals
 from genosparse.readers.fasta import Genome
@@ -13,6 +13,7 @@ __all__ = [
     "Channels",
     "Feature",
     "Genome",
+    "GenomeChannels",
     "Genotype",
     "Read",
     "ReadFilters",

@@ -14,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from genosparse.builds import check_build
+from genosparse.channels import reverse_complement_channels
 from genosparse.contigs import no_contig_matches
+from genosparse.encoder.channels import encoder_channels
 from genosparse.errors import ConfigError, GenosparseWarning, ModelFormatError
 from genosparse.intervals import Interval, position_1based
-from genosparse.readers import AlleleKind, Genome, Variant, allele_kind
+from genosparse.readers import Alignments, AlleleKind, Genome, GenomeChannels, Variant, allele_kind
 from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
 from genosparse.variant_effect.statuses import Status, alt_status, changed_offsets, record_status
 
@@ -201,6 +203,7 @@ class VariantScorer:
         context: Bases of context per site.
         batch_bases: Bases per forward pass; at least one window is passed.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        channels: What alignments say of the genome's positions, for an encoder that takes it; None for nothing.
     """
 
     def __init__(
@@ -213,8 +216,12 @@ class VariantScorer:
         context: int = 4096,
         batch_bases: int = 65_536,
         precision: str = "float32",
+        channels: GenomeChannels | None = None,
     ) -> None:
         self._encoder = encoder
+        self._channels = channels
+        if channels is not None:
+            channels.check(contig for contig in contigs.values() if contig is not None)
         self._genome = genome
         self._contigs = contigs
         self._scores = [SCORES[name] for name in scores]
@@ -268,14 +275,23 @@ class VariantScorer:
             count = min(self._batch, len(flat) - first)
             tokens = np.full((self._batch, self._context), PAD, np.uint8)
             masked = np.zeros((self._batch, 1), np.int64)
+            channels = None
+            if self._channels is not None:
+                channels = np.zeros((self._batch, self._context, len(self._channels.names)), np.float32)
             for row in range(count):
-                window, masked[row] = next(rows)
+                window, masked[row], values = next(rows)
                 tokens[row, : len(window)] = window
+                if channels is not None:
+                    channels[row, : len(window)] = values
             # Rows to spare repeat a real one: padding alone would send the whole batch down attention's masked path.
             tokens[count:], masked[count:] = tokens[count - 1], masked[count - 1]
+            if channels is not None:
+                channels[count:] = channels[count - 1]
             with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
                 logits = self._encoder.base_logits_at(
-                    torch.from_numpy(tokens).to(device), torch.from_numpy(masked).to(device)
+                    torch.from_numpy(tokens).to(device),
+                    torch.from_numpy(masked).to(device),
+                    channels=None if channels is None else torch.from_numpy(channels).to(device),
                 )
             flat[first : first + count] = torch.log_softmax(logits[:count, 0].double(), dim=-1).cpu().numpy()
         by_strand[:, 1] = by_strand[:, 1, ::-1]  # classes A C G T of the minus strand are T G C A of the plus strand
@@ -289,16 +305,23 @@ class VariantScorer:
         mean: NDArray[np.float64] = by_strand.mean(axis=1)
         return mean
 
-    def _masked_windows(self, sites: Sequence[tuple[str, int]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
-        """Yield ``(tokens, index of the masked site)`` for each site, plus strand first, then minus strand."""
+    def _masked_windows(
+        self, sites: Sequence[tuple[str, int]]
+    ) -> Iterator[tuple[NDArray[np.uint8], int, NDArray[np.float32] | None]]:
+        """Yield ``(tokens, index of the masked site, channels)`` for each site: plus strand, then minus strand."""
         for contig, position0 in sites:
             length = self._genome.contigs[contig]
             start, end = site_window(position0, length, self._context, circular=self._genome.is_circular(contig))
             tokens = self._genome.tokens(Interval(contig, start, end))
             site = (position0 - start) % length
             tokens[site] = MASK
-            yield tokens, site
-            yield self._tokenizer.reverse_complement(tokens), len(tokens) - 1 - site
+            channels = turned = None
+            if self._channels is not None:
+                channels = self._channels.values(Interval(contig, start, end))
+                turned = reverse_complement_channels(channels, self._channels.names)
+                channels[site] = turned[len(tokens) - 1 - site] = 0  # the reads there would tell the masked base
+            yield tokens, site, channels
+            yield self._tokenizer.reverse_complement(tokens), len(tokens) - 1 - site, turned
 
 
 def score_variants(
@@ -310,6 +333,7 @@ def score_variants(
     context: int = 4096,
     batch_bases: int = 65_536,
     precision: str = "float32",
+    alignments: Alignments | GenomeChannels | None = None,
 ) -> VariantScores:
     """Score variants against their reference genome.
 
@@ -326,14 +350,17 @@ def score_variants(
         context: Bases of context per site, centred on it, at most ``encoder.config.max_length``.
         batch_bases: Bases per forward pass; bounds memory; changes results by rounding only.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
+        alignments: Reads on the genome, for an encoder that takes channels of them: all of the window are shown but
+            those at the masked site. Channels are 0 where there are none.
 
     Returns:
         ``VariantScores``: one row per ALT, float32 scores ``[num_alts]`` (``llr`` in nats, negative: ALT less likely)
         and a status per row.
 
     Raises:
-        ConfigError: ``context``, ``scores``, ``batch_bases`` or ``precision`` cannot be used.
-        ContigNotFoundError: No contig of the variants is in the genome.
+        ConfigError: ``context``, ``scores``, ``batch_bases`` or ``precision`` cannot be used, or the encoder takes no
+            alignments.
+        ContigNotFoundError: No contig of the variants, or none of the alignments, is in the genome.
     """
     names = resolve_scores(scores)
     check_context(encoder, context)
@@ -344,7 +371,14 @@ def score_variants(
     variants = list(variants)
     contigs = find_contigs(dict.fromkeys(variant.contig for variant in variants), genome)
     scorer = VariantScorer(
-        encoder, genome, contigs, scores=names, context=context, batch_bases=batch_bases, precision=precision
+        encoder,
+        genome,
+        contigs,
+        scores=names,
+        context=context,
+        batch_bases=batch_bases,
+        precision=precision,
+        channels=encoder_channels(encoder, genome, alignments),
     )
     was_training = encoder.training
     encoder.eval()

@@ -42,7 +42,7 @@ def encoder() -> Encoder:
 def test_sites_are_sparse_known_and_each_measured_once(corpus: Corpus) -> None:
     held_out = HeldOut(corpus, seed=3)
     total = 0
-    for shown, classes in held_out.batches(4):
+    for shown, classes, _ in held_out.batches(4):
         for row, truth in zip(shown.numpy(), classes.numpy(), strict=True):
             sites = np.flatnonzero(truth != NO_TARGET)
             assert (row[sites] == MASK).all()
@@ -64,7 +64,7 @@ def test_measure_equals_a_site_by_site_count(corpus: Corpus, encoder: Encoder) -
     held_out = HeldOut(corpus, seed=3)
     losses, hits = [], []
     with torch.no_grad():
-        for shown, classes in held_out.batches(1):
+        for shown, classes, _ in held_out.batches(1):
             logits = encoder.base_logits(shown)[0].log_softmax(-1)
             for site in (classes[0] != NO_TARGET).nonzero().flatten().tolist():
                 losses.append(-float(logits[site, classes[0, site]]))
@@ -80,7 +80,7 @@ def test_both_strands_average_the_log_probabilities_of_the_same_site(corpus: Cor
     reverse_complement = NucleotideTokenizer().reverse_complement
     losses = []
     with torch.no_grad():
-        for shown, classes in held_out.batches(1):
+        for shown, classes, _ in held_out.batches(1):
             length = int((shown[0] != 0).sum())  # without the padding of a short contig
             tokens = shown[0, :length].numpy()
             forward = encoder.base_logits(torch.from_numpy(tokens)[None])[0].log_softmax(-1)
@@ -95,8 +95,8 @@ def test_both_strands_average_the_log_probabilities_of_the_same_site(corpus: Cor
 
 def test_fewer_windows_are_spread_over_all(corpus: Corpus) -> None:
     held_out = HeldOut(corpus, seed=3)
-    windows = [shown for shown, _ in held_out.batches(1)]
-    picked = [shown for shown, _ in held_out.batches(1, most_windows=3)]
+    windows = [shown for shown, *_ in held_out.batches(1)]
+    picked = [shown for shown, *_ in held_out.batches(1, most_windows=3)]
     assert [next(n for n, window in enumerate(windows) if window.equal(pick)) for pick in picked] == [0, 6, 11]
 
 

@@ -20,7 +20,9 @@ def make_window(length: int = 40_000, letters: str = "ACGT") -> Window:
 
 def test_shares_are_those_asked_for() -> None:
     window = make_window()
-    shown, classes, weights = mask_window(window, MaskingSettings(reverse_complement=False), np.random.default_rng(1))
+    shown, classes, weights, _ = mask_window(
+        window, MaskingSettings(reverse_complement=False), np.random.default_rng(1)
+    )
     chosen = classes != NO_TARGET
     assert chosen.mean() == pytest.approx(0.15, abs=0.01)
     assert (shown == MASK)[chosen].mean() == pytest.approx(0.8, abs=0.02)
@@ -35,7 +37,7 @@ def test_shares_are_those_asked_for() -> None:
 
 def test_ambiguous_bases_are_never_targets_nor_changed() -> None:
     window = make_window(letters="ACGTNNRYK")
-    shown, classes, _ = mask_window(
+    shown, classes, *_ = mask_window(
         window, MaskingSettings(rate=1.0, reverse_complement=False), np.random.default_rng(1)
     )
     known = np.isin(window.tokens, [1, 2, 4, 8])
@@ -55,7 +57,7 @@ def test_soft_mask_turns_with_the_strand_and_weighs_less() -> None:
     settings = MaskingSettings(rate=1.0, soft_mask_weight=0.25)
     seen = set()
     for seed in range(20):
-        _, classes, weights = mask_window(Window(tokens, soft), settings, np.random.default_rng(seed))
+        _, classes, weights, _ = mask_window(Window(tokens, soft), settings, np.random.default_rng(seed))
         if classes[0] == 3:  # the reverse complement: T first, and the lower case last
             weights = weights[::-1]
         seen.add(int(classes[0]))

@@ -227,12 +227,12 @@ class AlignmentFile:
             reference.link(Path(self._link.name) / "reference.fa", self._reference_names)
         return Path(self._link.name) / "reference.fa"
 
-    @property
+    @cached_property
     def _reference_names(self) -> dict[str, str]:
         """The reference's name of each contig that it has, as long as it is here."""
         assert self.reference is not None
         matcher = self.reference.matcher(wanted_from=str(self.path), wanted_lengths=self.contigs)
-        names = {contig: name for contig in self.contigs if (name := matcher.match(contig)) is not None}
+        names = {contig: name for contig, name in matcher.match_all(self.contigs).items() if name is not None}
         return {contig: name for contig, name in names.items() if self.reference.contigs[name] == self.contigs[contig]}
 
     def _check_reference(self, contig: str) -> None:

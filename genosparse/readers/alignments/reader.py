@@ -21,9 +21,9 @@ from genosparse.readers.alignments.files import AlignmentFile
 from genosparse.readers.alignments.pileup import Pileup, ReadFilters, depth_limits
 from genosparse.readers.alignments.records import Flag, Records
 from genosparse.readers.fasta import Genome
-from genosparse.tokenizers import PAD, NucleotideTokenizer
+from genosparse.tokenizers import COMPLEMENT, PAD, N, NucleotideTokenizer
 
-__all__ = ["Alignments", "Channels", "Read"]
+__all__ = ["Alignments", "Channels", "Read", "ReadTokens"]
 
 _TOKENIZER = NucleotideTokenizer()
 _MISSING = 255
@@ -70,6 +70,21 @@ class Read:
     def sequenced_tokens(self) -> NDArray[np.uint8]:
         """Token ids in the direction in which the read was sequenced."""
         return _TOKENIZER.reverse_complement(self.tokens) if self.is_reverse else self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class ReadTokens:
+    """The bases of many reads.
+
+    Attributes:
+        tokens: Token ids of one read after the other, uint8 ``[sum(lengths)]``.
+        lengths: Bases of each read, at least 1; int64 ``[R]``.
+        name_hashes: A hash of 64 bits of each read's name, alike in every run and for both mates; uint64 ``[R]``.
+    """
+
+    tokens: NDArray[np.uint8]
+    lengths: NDArray[np.int64]
+    name_hashes: NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +167,49 @@ class Alignments:
         """
         batches = self._file.batches() if interval is None else self._batches(self._located(interval))
         return (read for records in batches for read in self._reads(records, unmapped=interval is None))
+
+    def sequenced_tokens(self) -> Iterator[ReadTokens]:
+        """What was sequenced, many reads at a time: the bases of every read once, in the direction of sequencing.
+
+        Needs no index and no genome. Secondary and supplementary records, whose bases their primary record has, are
+        left out whatever ``filters`` says; records without bases too. Flags and mapping quality are filtered as
+        ``filters`` says, and bases below its base quality are N; depth and overlaps are not looked at.
+
+        Raises:
+            FileFormatError: The file is truncated or damaged.
+            SequenceError: Bases are stored as ``=`` and there is no ``reference``.
+        """
+        for records in self._file.batches():
+            records = self.filters.passing(records, unmapped=True)
+            again = records.flags & (Flag.SECONDARY | Flag.SUPPLEMENTARY) != 0
+            records = records.where(~again & (records.num_bases > 0))
+            if len(records):
+                lengths = records.num_bases
+                tokens = self._sequenced(records, np.cumsum(lengths) - lengths)
+                yield ReadTokens(tokens, lengths, records.name_hashes(np.arange(len(records))))
+
+    def _sequenced(self, records: Records, first: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The bases of records that have some, one read after the other; ``first`` is where each begins, ``[R]``."""
+        lengths, is_reverse = records.num_bases, records.flags & Flag.REVERSE != 0
+        packed = _runs(records.buffer, records.sequence_starts, (lengths + 1) // 2)
+        tokens = _TOKENIZER.unpack(packed, 2 * len(packed))
+        spare = 2 * np.cumsum((lengths + 1) // 2) - 1  # the half byte behind an odd number of bases
+        tokens = np.delete(tokens, spare[lengths % 2 == 1])
+        read = np.repeat(np.arange(len(records)), lengths)
+        if not tokens.all():
+            for index in np.unique(read[tokens == PAD]).tolist():
+                (resolved,) = self._reads(records.where(np.arange(len(records)) == index), unmapped=True)
+                tokens[first[index] : first[index] + lengths[index]] = resolved.tokens
+        if self.filters.min_base_quality:
+            qualities = _runs(records.buffer, records.quality_starts, lengths)
+            tokens[qualities < self.filters.min_base_quality] = N
+        # Each base's place in the read, counted from the other end where the read lies on the reverse strand.
+        place = np.arange(len(tokens)) - first[read]
+        turned = is_reverse[read]
+        place = np.where(turned, lengths[read] - 1 - place, place) + first[read]
+        tokens = tokens[place]
+        tokens[turned] = COMPLEMENT[tokens[turned]]
+        return tokens
 
     def channels(self, interval: Interval, names: Sequence[str] = CHANNELS) -> Channels:
         """Depth, bases, qualities and the like at each position of an interval.
@@ -342,6 +400,11 @@ class Alignments:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _runs(buffer: NDArray[np.uint8], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Stretches of a buffer, one after the other."""
+    return buffer[np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())]
 
 
 _COMPLEMENT = str.maketrans("ACGTMRWSYKVHDBN*", "TGCAKYWSRMBDHVN*")

@@ -1,6 +1,6 @@
 """SAM text into BAM and CRAM files, and the sums over reads that pysam's own values give, one base at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ def sam_line(
 ) -> str:
     """A record; ``position`` is 1-based, as in SAM."""
     length = sum(int(size) for size, kind in parts_of(cigar) if kind in "MIS=X")
+    if cigar == "*" and bases is not None:
+        length = len(bases)
     bases = "ACGT" * (length // 4 + 1) if bases is None else bases
     bases = bases[:length] if bases != "*" else bases
     qualities = "I" * length if qualities is None else qualities
@@ -138,3 +140,41 @@ def _add_read(
     for name, at in set(events):
         if counted.get(at) and start <= at < end:
             sums[name][at - start] += 1
+
+
+def write_sample(
+    folder: Path,
+    contigs: Mapping[str, int],
+    *,
+    depth: int = 8,
+    read_length: int = 50,
+    seed: int = 0,
+    change: Callable[[str, int, list[str], list[str]], None] | None = None,
+    name: str = "sample",
+) -> tuple[Path, Path]:
+    """A genome of random bases and a sorted BAM of reads of it, a half of them on the reverse strand.
+
+    ``change`` may alter a read's bases and qualities in place, given its contig and first position, 0-based.
+    """
+    random = np.random.default_rng(seed)
+    lines = []
+    sequences = {contig: "".join(random.choice(list("ACGT"), length)) for contig, length in contigs.items()}
+    for contig, sequence in sequences.items():
+        for index in range(depth * len(sequence) // read_length):
+            start = int(random.integers(0, len(sequence) - read_length + 1))
+            bases = list(sequence[start : start + read_length])
+            if random.random() < 0.5:
+                place = int(random.integers(read_length))
+                bases[place] = str(random.choice(list("ACGT")))
+            qualities = [chr(33 + quality) for quality in random.integers(2, 40, read_length).tolist()]
+            if change is not None:
+                change(contig, start, bases, qualities)
+            read = sam_line(
+                f"{contig}-{index}", start + 1, f"{read_length}M", flags=16 * (index % 2), contig=contig,
+                quality=int(random.integers(10, 60)), bases="".join(bases), qualities="".join(qualities),
+            )  # fmt: skip
+            lines.append(read)
+    fasta = folder / f"{name}.fa"
+    fasta.write_text("".join(f">{contig}\n{sequence}\n" for contig, sequence in sequences.items()))
+    header = "@HD\tVN:1.6\tSO:coordinate\n" + "".join(f"@SQ\tSN:{name}\tLN:{size}\n" for name, size in contigs.items())
+    return fasta, write_bam(folder / f"{name}.bam", lines, header)
