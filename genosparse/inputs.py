@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ __all__ = [
     "is_bgzf",
     "is_gzip",
     "read_head",
+    "refuse_other_compression",
     "truncated_error",
 ]
 
@@ -31,6 +33,15 @@ STANDARD_INPUT = "-"
 BGZF_EOF = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 _BGZF_HEADER_LENGTH = 18
 _BUFFER_BYTES = 1 << 18
+# What else files are compressed by, and how such a file begins.
+_OTHER_COMPRESSION = {
+    "bzip2": re.compile(rb"BZh[1-9]1AY&SY"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd"),
+    "zip": re.compile(rb"PK\x03\x04"),
+    "compress": re.compile(rb"\x1f\x9d"),
+    "zlib": re.compile(rb"\x78[\x01\x5e\x9c\xda]"),
+}
 
 
 def is_gzip(head: bytes) -> bool:
@@ -41,6 +52,16 @@ def is_gzip(head: bytes) -> bool:
 def is_bgzf(head: bytes) -> bool:
     """Whether a file that begins with ``head`` (18 bytes or more) is BGZF, as bgzip writes it."""
     return head[:4] == b"\x1f\x8b\x08\x04" and head[12:16] == b"BC\x02\x00"
+
+
+def refuse_other_compression(path: str | Path, head: bytes) -> None:
+    """Raise ``FileFormatError`` for a file that begins with ``head`` and is compressed by neither gzip nor bgzip."""
+    for name, start in _OTHER_COMPRESSION.items():
+        if start.match(head):
+            raise FileFormatError(
+                f"{display_name(path)} is compressed by {name}; expected plain text, gzip or bgzip: unpack it, or "
+                "compress it with bgzip"
+            )
 
 
 def display_name(path: str | Path) -> str:
@@ -134,13 +155,15 @@ def read_head(path: str | Path, size: int) -> bytes:
     """The first ``size`` bytes of a file, uncompressed where it is compressed; fewer when it is shorter.
 
     Raises:
-        FileFormatError: Its compressed data are truncated or damaged.
+        FileFormatError: Its compressed data are truncated or damaged, or of another compression.
     """
     with Path(path).open("rb") as stream:
         compressed = is_gzip(stream.read(2))
         stream.seek(0)
         if not compressed:
-            return stream.read(size)
+            head = stream.read(size)
+            refuse_other_compression(path, head)
+            return head
         with gzip.GzipFile(fileobj=stream, mode="rb") as unpacked:
             try:
                 return unpacked.read(size)
@@ -163,7 +186,8 @@ class TextLines:
 
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
-        FileFormatError: It is a folder; or, while reading, compressed data are truncated or damaged, or it is not text.
+        FileFormatError: It is a folder, or compressed by something else; or, while reading, compressed data are
+            truncated or damaged, or it is not text.
     """
 
     def __init__(self, path: str | Path, expected: str, *, keep_bytes: bool = False, virtual_offset: int = 0) -> None:
@@ -183,6 +207,8 @@ class TextLines:
             self._tail = _Tail(stream, close=True)
         buffered = io.BufferedReader(self._tail, _BUFFER_BYTES)
         head = buffered.peek(_BGZF_HEADER_LENGTH)[:_BGZF_HEADER_LENGTH]
+        if not virtual_offset:
+            refuse_other_compression(path, head)
         self._is_bgzf = is_bgzf(head)
         if self._is_bgzf and str(path) != STANDARD_INPUT and Path(path).is_file():
             check_bgzf_end(path)

@@ -1,5 +1,8 @@
+import bz2
 import gzip
 import io
+import lzma
+import zlib
 
 import pysam
 import pytest
@@ -56,3 +59,22 @@ def test_standard_input_stays_open(monkeypatch):
     with TextLines("-", "text") as lines:
         assert list(lines) == ["a", "b"]
     assert not stream.buffer.closed
+
+
+@pytest.mark.parametrize(
+    "pack, name",
+    [
+        (bz2.compress, "bzip2"),
+        (lzma.compress, "xz"),
+        (zlib.compress, "zlib"),
+        (lambda text: b"PK\x03\x04" + text, "zip"),
+    ],
+)
+def test_other_compression_is_named(tmp_path, pack, name):
+    (tmp_path / "x").write_bytes(pack(b"chr1\t0\t5\n"))
+    message = rf"x is compressed by {name}; expected plain text, gzip or bgzip"
+    for read in (lambda path: list(TextLines(path, "text")), lambda path: read_head(path, 100)):
+        with pytest.raises(FileFormatError, match=message):
+            read(tmp_path / "x")
+    (tmp_path / "x").write_bytes(b"BZhang\t0\t5\n")  # a contig
+    assert list(TextLines(tmp_path / "x", "text")) == ["BZhang\t0\t5"]

@@ -34,7 +34,7 @@ def flat_file_records(lines: TextLines, kind: str, *, features: bool, read: Iter
     Raises:
         FileFormatError: The file is truncated or damaged.
     """
-    records = _SCANNERS[kind]().parse_records(_Handle(chain(read, lines)), do_features=features)
+    records = _SCANNERS[kind]().parse_records(_Handle(chain(read, lines), kind, lines), do_features=features)
     while True:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", BiopythonWarning)
@@ -60,11 +60,27 @@ def contig_name(record: Any) -> str:
 
 
 class _Handle:
-    """The little of a text file that biopython's scanners use."""
+    """The little of a text file that biopython's scanners use.
 
-    def __init__(self, lines: Iterator[str]) -> None:
-        self._lines = lines
+    They pass over what stands between two records, and so over the beginning of one that was cut off.
+    """
+
+    def __init__(self, rows: Iterator[str], kind: str, lines: TextLines) -> None:
+        self._rows, self._kind, self._lines = rows, kind, lines
+        self._between = False
 
     def readline(self) -> str:
-        line = next(self._lines, None)
-        return "" if line is None else f"{line}\n"
+        line = next(self._rows, None)
+        if line is None:
+            return ""
+        if self._between and line.strip():
+            start = _SCANNERS[self._kind].RECORD_START
+            if not line.startswith(start):
+                raise FileFormatError(
+                    f"{display_name(self._lines.path)}, line {self._lines.line_number}: {line[:40]!r} between two "
+                    f"records; expected {start.strip()} and the next one, or the file's end: it may be truncated"
+                )
+            self._between = False
+        if line.startswith("//"):
+            self._between = True
+        return f"{line}\n"

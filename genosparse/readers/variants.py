@@ -13,7 +13,7 @@ from genosparse.readers.genotypes import Genotype, parse_genotype
 from genosparse.readers.variant_tables import VariantTable, is_variant_table
 from genosparse.readers.vcf_text import VcfText, is_bcf, open_vcf_text
 
-__all__ = ["Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_variants", "unknown_sample"]
+__all__ = ["Variant", "VcfText", "open_vcf_text", "parse_vcf_line", "read_variants"]
 
 _EXPECTED = "a VCF or BCF file, or a table of variants"
 _BASES = re.compile(r"[ACGTUNRYSWKMBDHVacgtunryswkmbdhv]+")
@@ -72,11 +72,10 @@ class Variant:
             sample: One of ``samples``.
 
         Raises:
-            ConfigError: There is no such sample.
+            ConfigError: There is no such sample, or there are two.
             FileFormatError: Its GT or PS is malformed.
         """
-        if sample not in self.samples:
-            raise unknown_sample(sample, self.samples)
+        check_sample(sample, self.samples)
         try:
             return parse_genotype(self.sample_columns or ".", self.samples.index(sample), len(self.alts))
         except FileFormatError as error:
@@ -110,7 +109,7 @@ def read_variants(
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read.
         FileFormatError: It is none of these formats, a record is malformed (named with its line), or it is truncated.
-        ConfigError: The file has no sample of that name.
+        ConfigError: The file has no sample of that name, or two.
         IntervalError: ``region`` is no ``Interval``.
         ContigNotFoundError: The file has no such contig, or several that could be meant.
     """
@@ -120,12 +119,22 @@ def read_variants(
     try:
         kept = None if samples is None else (samples,) if isinstance(samples, str) else tuple(samples)
         for sample in kept or ():
-            if sample not in text.samples:
-                raise unknown_sample(sample, text.samples, f" of {text.place}")
+            check_sample(sample, text.samples, f" of {text.place}")
     except BaseException:
         text.close()
         raise
     return _parse_records(text, kept) if region is None else _parse_region(text, region, kept)
+
+
+def check_sample(sample: str, samples: tuple[str, ...], where: str = "") -> None:
+    """Raise ``ConfigError`` where a sample is not among ``samples``, or is there twice."""
+    count = samples.count(sample)
+    if not count:
+        raise unknown_sample(sample, samples, where)
+    if count > 1:
+        raise ConfigError(
+            f"sample {sample!r} is the name of {count} samples{where}; rename them, as with `bcftools reheader`"
+        )
 
 
 def unknown_sample(sample: str, samples: tuple[str, ...], where: str = "") -> ConfigError:

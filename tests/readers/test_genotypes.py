@@ -75,6 +75,17 @@ def test_an_unknown_sample():
         Variant("1", 0, "A", ("C",)).genotype("S1")
 
 
+def test_two_samples_of_one_name(tmp_path):
+    path = tmp_path / "x.vcf"
+    path.write_text(HEADER.replace("S2", "S1") + "1\t5\t.\tA\tC\t.\t.\t.\tGT\t0|1\t1|1\n")
+    message = r"sample 'S1' is the name of 2 samples.*; rename them, as with `bcftools reheader`"
+    with pytest.raises(ConfigError, match=message):
+        read_variants(path, samples="S1")
+    (variant,) = read_variants(path)
+    with pytest.raises(ConfigError, match=message):
+        variant.genotype("S1")
+
+
 def test_samples_of_a_file(tmp_path):
     path = tmp_path / "x.vcf"
     path.write_text(HEADER + "1\t5\t.\tA\tC\t.\t.\t.\tGT\t0|1\t1|1\n1\t9\t.\tA\tC\t.\t.\t.\tGT\t.\t1/0\n")

@@ -27,11 +27,13 @@ from genosparse.errors import (
     InputFileNotFoundError,
     OutputError,
 )
-from genosparse.inputs import TextLines, check_bgzf_end, check_input_file, is_bgzf, is_gzip, read_head
+from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip, read_head
+from genosparse.intervals import position_1based
 from genosparse.readers._cache import cache_stem, file_version
 from genosparse.readers._htslib import PerThread, quiet_htslib, samtools
 from genosparse.readers.alignments.index_check import index_fits
 from genosparse.readers.alignments.records import Records
+from genosparse.readers.alignments.sam_text import check_records, header_problem, record_line
 from genosparse.readers.fasta import Genome
 
 __all__ = ["AlignmentFile"]
@@ -49,10 +51,12 @@ _CRAM_ENDS = {
     3: bytes.fromhex("0f000000ffffffff0fe0454f4600000000010005bdd94f0001000606010001000100ee63014b"),
     2: bytes.fromhex("0b000000ffffffff0fe0454f460000000001000001000606010001000100"),
 }
-# SAM's columns that are read; CRAM need not decode the tags and the template length.
-_REQUIRED_FIELDS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x40 | 0x80 | 0x200 | 0x400
+# SAM's first eleven columns: CRAM need not decode the tags. Without TLEN (0x100) htslib leaves out of FLAG which strand
+# the mate is on.
+_REQUIRED_FIELDS = 0x7FF
 _SAM_HEADER = (b"@HD\t", b"@SQ\t", b"@RG\t", b"@PG\t", b"@CO\t")
 _LEAST_SAM_COLUMNS = 11
+_MOST_POSITION = 2**31 - 1
 
 
 class AlignmentFile:
@@ -98,7 +102,7 @@ class AlignmentFile:
         if contig is None:
             self._check_all_references()
             if self.kind == "SAM":
-                self._check_sam_names()
+                check_records(self.path, self.contigs)
             with self._opened() as handle:
                 yield from self._converted(handle, handle.fetch(until_eof=True))
             return
@@ -136,8 +140,11 @@ class AlignmentFile:
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno is not None and not self.path.exists():
                     raise InputFileNotFoundError(f"{self.path} does not exist any more") from None
+                problem = header_problem(self.path) if self.kind == "SAM" else None
                 raise FileFormatError(
-                    f"{self.path} has a damaged or unfinished header ({_reason(error)}); expected {_EXPECTED}"
+                    f"{self.path}, {problem}"
+                    if problem
+                    else f"{self.path} has a damaged or unfinished header; expected {_EXPECTED}"
                 ) from None
         if file_version(self.path) != self._version:
             handle.close()
@@ -191,7 +198,7 @@ class AlignmentFile:
                             more = max(size - size_before, 1 << 16)
                             count = max(1, min(2 * count, count * (_BATCH_BYTES // 8) // more))
                 except (OSError, ValueError, OverflowError) as error:
-                    raise self._damaged(last, error) from None
+                    raise self._damaged(handle, last, error) from None
                 finally:
                     writer.close()
                 data = _unpacked(scratch, scratch.tell())
@@ -205,18 +212,34 @@ class AlignmentFile:
         names = [f"{number:08}" for number in range(len(self.contigs))]
         return pysam.AlignmentHeader.from_references(names, [1] * len(names), add_sq_text=False)
 
-    def _damaged(self, last: pysam.AlignedSegment | None, error: Exception) -> FileFormatError:
+    def _damaged(
+        self, handle: pysam.AlignmentFile, last: pysam.AlignedSegment | None, error: Exception
+    ) -> FileFormatError:
         with quiet_htslib():
             where = "at its first record" if last is None else f"after read {last.query_name!r}"
+            if self.kind == "BAM":
+                where += f", near byte {handle.tell() >> 16}"
+            if self.kind == "SAM":
+                where = f"in line {self._damaged_line()}"
         if self.kind == "CRAM" and self.reference is None:
             return FileFormatError(
                 f"{self.path} cannot be decoded {where}: it needs the genome that it was made with (pass reference=), "
                 "or it is damaged"
             )
         hint = " or was made with another genome than reference=" if self.kind == "CRAM" else ""
+        # Of what it could not decode, pysam knows a number at the most.
+        reason = "" if isinstance(error, OSError) else f" ({_reason(error)})"
         return FileFormatError(
-            f"{self.path} is truncated or damaged {where}{hint} ({_reason(error)}); fetch or write the file again"
+            f"{self.path} is truncated or damaged {where}{hint}{reason}; fetch or write the file again"
         )
+
+    def _damaged_line(self) -> int:
+        """The line of the first record that htslib refuses."""
+        count = 0
+        with contextlib.suppress(OSError, ValueError), pysam.AlignmentFile(str(self.path), check_sq=False) as again:
+            for _ in again.fetch(until_eof=True):
+                count += 1
+        return record_line(self.path, count)
 
     # CRAM's reference
 
@@ -298,9 +321,12 @@ class AlignmentFile:
     def _build_index(self, path: Path, made: Path) -> None:
         try:
             samtools("index", *([] if self.kind == "CRAM" else ["-c"]), "-o", str(made), str(path))
-        except pysam.SamtoolsError as error:
-            self._explain_order()
-            raise FileFormatError(f"{self.path} is damaged: samtools cannot index it ({_reason(error)})") from None
+        except pysam.SamtoolsError:
+            self._explain_places()
+            raise FileFormatError(
+                f"{self.path} cannot be indexed, though it can be read from end to end; write it again with "
+                "`samtools sort`"
+            ) from None
 
     def _sort(self, sorted_path: Path) -> None:
         # Read to its end first, as that says better than samtools sort what is wrong with a file.
@@ -315,8 +341,10 @@ class AlignmentFile:
         def sort(made: Path) -> None:
             try:
                 samtools("sort", "-O", "bam", "-o", str(made), str(self.path))
-            except pysam.SamtoolsError as error:
-                raise FileFormatError(f"{self.path} is damaged: samtools cannot sort it ({_reason(error)})") from None
+            except pysam.SamtoolsError:
+                raise FileFormatError(
+                    f"{self.path} cannot be sorted, though it can be read from end to end; run `samtools sort` on it"
+                ) from None
 
         self._make(sorted_path, sort)
 
@@ -336,9 +364,10 @@ class AlignmentFile:
                 "set XDG_CACHE_HOME to a folder that can be written"
             ) from None
 
-    def _explain_order(self) -> None:
-        """Raise where the records are not sorted by position."""
+    def _explain_places(self) -> None:
+        """Raise where the records are not sorted by position, or lie beyond what an index of their contigs covers."""
         last = (-1, -1)
+        lengths = np.array([*self.contigs.values(), _MOST_POSITION])  # the last one is of contig -1
         for records in self.batches():
             contigs, positions = records.int64("contig"), records.position0
             contigs = np.where(contigs < 0, len(self.contigs), contigs)
@@ -350,21 +379,15 @@ class AlignmentFile:
                     f"{self.path} is not sorted by position (read {records.name(int(np.argmax(wrong)))!r} comes too "
                     "late), so that an interval cannot be read from it; run `samtools sort`"
                 )
+            beyond = positions >= lengths[records.int64("contig")]
+            if beyond.any():
+                at = int(np.argmax(beyond))
+                raise FileFormatError(
+                    f"{self.path}: read {records.name(at)!r} begins past the end of its contig, at "
+                    f"{position_1based(int(positions[at]))} (1-based), so that the file cannot be indexed; check that "
+                    "the header is of the genome that the reads were aligned to"
+                )
             last = int(contigs[-1]), int(positions[-1])
-
-    def _check_sam_names(self) -> None:
-        """htslib takes reads on contigs that the header does not declare for unmapped ones, which loses them."""
-        with TextLines(self.path, _EXPECTED, keep_bytes=True) as lines:
-            for line in lines:
-                if line.startswith("@"):
-                    continue
-                columns = line.split("\t", 7)
-                for column in columns[2:3] + [name for name in columns[6:7] if name != "="]:
-                    if column != "*" and column not in self.contigs:
-                        raise FileFormatError(
-                            f"{self.path}, line {lines.line_number}: contig {column!r} is not declared by an @SQ line "
-                            "of the header; add the header of the genome, as with `samtools reheader`"
-                        )
 
 
 def _kind(path: Path) -> str:
@@ -375,7 +398,7 @@ def _kind(path: Path) -> str:
         return "CRAM"
     if is_bgzf(raw):
         check_bgzf_end(path)
-    head = read_head(path, _HEAD_BYTES) if is_gzip(raw) else raw
+    head = read_head(path, _HEAD_BYTES)
     if head.startswith(b"BAM\x01"):
         if is_gzip(raw) and not is_bgzf(raw):
             raise FileFormatError(

@@ -355,9 +355,65 @@ def test_real_indexes_fit_their_files_and_no_others(test_data: Path, suffix: str
         assert not index_fits(path, folder / other, len(alignments.contigs), 0)
 
 
-@pytest.mark.parametrize("line", ["@Sq\tSN:three\tLN:5", "@RG\tID"])
-def test_a_header_line_that_cannot_be_read(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("@Sq\tSN:three\tLN:5", r"a\.sam has a (header line that cannot be read|damaged or unfinished header)"),
+        ("@RG\tID", r"a\.sam, line 4: @RG has a tag twice, or one that is not of the form XX:text"),
+        ("@RG\tSM:s", r"a\.sam, line 4: @RG has no ID"),
+        ("@SQ\tSN:one\tLN:5", r"a\.sam, line 4: @SQ has the SN 'one' of line 2"),
+        ("@SQ\tSN:three\tLN:many", r"a\.sam, line 4: @SQ of 'three' has LN 'many'; expected its length"),
+    ],
+)
+def test_a_header_line_that_cannot_be_read(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "a.sam"
     path.write_text(f"{HEADER}{line}\n{sam_line('r', 1, '4M')}\n")
-    with pytest.raises(FileFormatError, match=r"a\.sam has a (header line|damaged or unfinished header)"):
+    with pytest.raises(FileFormatError, match=message):
         gs.Alignments(path)
+
+
+@pytest.mark.parametrize(
+    "column, text, message",
+    [
+        (0, "q" * 255, "QNAME has 255 characters; expected 254 at most"),
+        (1, "0x10", "FLAG is '0x10'; expected a whole number from 0 to 65535"),
+        (3, "-1", "POS is '-1'; expected a whole number from 0 to"),
+        (4, "256", "MAPQ is '256'"),
+        (5, "4M2", "CIGAR is '4M2'; expected numbers, each with one of"),
+        (5, "5M", "CIGAR '5M' is of 5 bases, and SEQ has 4; expected as many"),
+        (6, "three", "contig 'three' is not declared by an @SQ line"),
+        (7, "*", "PNEXT is"),
+        (8, "1.5", "TLEN is"),
+        (9, "AC T", "SEQ is 'AC T'; expected letters"),  # which htslib reads as ACNT
+        (9, "ACG", "QUAL has 4 characters, and SEQ 3 bases"),
+        (9, "*", "QUAL is 'IIII' where SEQ is"),
+        (10, "II\x7fI", "QUAL is 'II.x7fI'; expected characters from '!' to '~'"),
+        (slice(10, 11), [], "10 columns; a SAM record has at least 11"),
+        (slice(11, 11), ["NM"], "is truncated or damaged in line 5"),
+    ],
+)
+def test_a_bad_record_of_sam_is_named_by_its_line_and_column(
+    tmp_path: Path, column: int | slice, text: str | list[str], message: str
+) -> None:
+    good, bad = sam_line("r", 1, "4M"), sam_line("s", 1, "4M").split("\t")
+    bad[column] = text  # type: ignore[assignment, index]
+    bad_line = "\t".join(bad)
+    path = tmp_path / "a.sam"
+    path.write_text(f"{HEADER}{good}\n{bad_line}\n{good}\n")
+    with pytest.raises(FileFormatError, match=message) as caught:
+        list(gs.Alignments(path).reads())
+    assert "line 5" in str(caught.value)
+
+
+def test_a_read_past_the_end_of_its_contig_cannot_be_indexed(tmp_path: Path) -> None:
+    path = tmp_path / "a.bam"
+    text = tmp_path / "a.sam"
+    text.write_text(f"@SQ\tSN:one\tLN:400\n{sam_line('r', 11, '4M')}\n{sam_line('far', 2_000_000_000, '4M')}\n")
+    pysam.view("-b", "-o", str(path), str(text), catch_stdout=False)
+    with gs.Alignments(path) as alignments:
+        assert [read.position0 for read in alignments.reads()] == [10, 1_999_999_999]
+        message = (
+            r"a\.bam: read 'far' begins past the end of its contig, at 2000000000 \(1-based\), so that the file cannot"
+        )
+        with pytest.raises(FileFormatError, match=message):
+            alignments.channels(WHOLE)
