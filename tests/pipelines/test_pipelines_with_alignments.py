@@ -164,3 +164,35 @@ def test_names_of_contigs_are_matched_with_one_notice(work: Path, capsys: pytest
     Path("names.txt").write_text("chrone one\nchrtwo two\n")
     assert run("embed", "alignments=chr.bam", "aliases=names.txt", "overwrite=true") == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.realdata
+def test_real_variants_with_reads_as_bam_and_as_cram(
+    test_data: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NA12878's reads name the chromosome chr20, the genome 20; CRAM is decoded with the genome itself."""
+    folder = test_data / "human_chr20_b37"
+    shared = [
+        "model=with",
+        f"genome={folder / '20.fa.gz'}",
+        f"variants={folder / 'test_nist.b37_chr20_100kbp_at_10mb.vcf.gz'}",
+    ]
+    shared += ["context=64", "threads=1"]
+    scores = []
+    for name in ("NA12878_S1.chr20.10_10p1mb.bam", "NA12878_S1.chr20.10_10p1mb.derived.cram", None):
+        given = (
+            ["alignments=null"] if name is None else [f"alignments={folder / name}", "filters.min_mapping_quality=20"]
+        )
+        assert variant_effect.main([*shared, *given, "output=out.parquet", "overwrite=true"]) == 0
+        errors = capsys.readouterr().err
+        told = [line for line in errors.splitlines() if "warning" in line]
+        # One of the variants, which say chr20 too; and one of the reads, or that there are none.
+        assert len(told) == 2
+        assert sum("'chr20' is '20'" in line for line in told) == (1 if name is None else 2)
+        table = pq.read_table("out.parquet").to_pylist()
+        scores.append({row["position0"]: row["GS_LLR"] for row in table if row["GS_STATUS"] == "scored"})
+    assert len(scores[0]) > 150
+    with_bam, with_cram, without = (np.array(list(each.values())) for each in scores)
+    # The CRAM lacks the few reads whose mates are on other chromosomes.
+    assert np.mean(np.abs(with_bam - with_cram) < 1e-5) > 0.8
+    assert np.mean(np.abs(with_bam - without) < 1e-5) < 0.05
