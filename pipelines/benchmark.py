@@ -9,10 +9,13 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import genosparse
+from genosparse import example_data
 from genosparse.attention import SparsePattern
 from genosparse.benchmarking.attention import AttentionSuite
 from genosparse.benchmarking.kernels import KernelSuite
 from genosparse.benchmarking.machine import describe_machine
+from genosparse.benchmarking.readers import LENGTHS as READER_LENGTHS
+from genosparse.benchmarking.readers import ReaderSuite
 from genosparse.benchmarking.results import Journal, Row, read_results, write_results
 from genosparse.benchmarking.suites import Suite
 from genosparse.benchmarking.tuning import TuningSuite
@@ -26,11 +29,11 @@ __all__ = ["main"]
 
 RESULTS = "results.json"
 JOURNAL = "finished.jsonl"
-_OWNED = (RESULTS, JOURNAL, "attention.png", "configurations.json", "kernels.md", "wandb", "wandb-id")
+_OWNED = (RESULTS, JOURNAL, "attention.png", "readers.png", "configurations.json", "kernels.md", "wandb", "wandb-id")
 _MAX_LENGTH = 1 << 24
 
 
-@app.pipeline("benchmark", paths=("run_dir",))
+@app.pipeline("benchmark", paths=("run_dir", "genome", "variants", "alignments", "reference"))
 def main(config: DictConfig) -> None:
     """Measure a suite unit by unit into ``run_dir``, then write and print its tables."""
     name = app.choice(config, "suite", _SUITES)
@@ -123,6 +126,23 @@ def _kernels(config: DictConfig, runtime: app.Runtime) -> Suite:
     )
 
 
+def _readers(config: DictConfig, runtime: app.Runtime) -> Suite:
+    def given(key: str) -> str | None:
+        return None if OmegaConf.select(config, key) is None else app.path(config, key)
+
+    lengths = _integers(config, "lengths", maximum=_MAX_LENGTH) if app.is_given("lengths") else READER_LENGTHS
+    return ReaderSuite(
+        genome=given("genome") or str(example_data.path("ecoli536.fa.gz")),
+        variants=given("variants") or str(example_data.path("ecoli536.variants.vcf.gz")),
+        alignments=given("alignments"),
+        reference=given("reference"),
+        lengths=lengths,
+        repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
+        max_seconds=app.number(config, "max_seconds", minimum=0),
+        seed=runtime.seed,
+    )
+
+
 # By name: how to make a suite of a config, and the settings that it reads besides those of every pipeline.
 _SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, ...]]] = {
     "attention": (
@@ -131,6 +151,9 @@ _SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, 
             "lengths", "dtypes", "modes", "batch", "heads", "kv_heads", "head_dim", "pattern", "rivals", "repeats",
             "max_seconds", "tune",
         ),
+    ),
+    "readers": (
+        _readers, ("genome", "variants", "alignments", "reference", "lengths", "repeats", "max_seconds"),
     ),
     "kernels": (_kernels, ("archs", "head_dims", "dtypes")),
 }  # fmt: skip

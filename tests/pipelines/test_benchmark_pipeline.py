@@ -152,7 +152,7 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        (["suite=speed"], "suite=speed is unknown; choose one of attention, kernels"),
+        (["suite=speed"], "suite=speed is unknown; choose one of attention, readers, kernels"),
         ([], "missing suite="),
         (["suite=attention", "lengths=[]"], "lengths=[]"),
         (["suite=attention", "lengths=[256,0]"], "lengths[1]=0"),
