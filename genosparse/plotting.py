@@ -116,7 +116,10 @@ def plot_scaling(
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     num_columns = max(1, min(num_columns, len(panels)))
     num_rows = max(1, -(-len(panels) // num_columns))
-    with _figure(path, size=(max(7, 4.2 * num_columns), 0.6 + 3.6 * num_rows)) as figure:
+    width = max(7.0, 4.2 * num_columns)
+    # A key's symbol and spaces take some 0.7 inches, a letter some 0.08.
+    names_per_row = int(width / (0.7 + 0.08 * max(map(len, names), default=0)))
+    with _figure(path, size=(width, 0.6 + 3.6 * num_rows)) as figure:
         grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False)
         for index, axes in enumerate(grid.flat):
             axes.set_visible(index < len(panels))
@@ -155,7 +158,7 @@ def plot_scaling(
             [handles[name] for name in names],
             names,
             loc="outside upper center",
-            ncols=max(1, len(names)),
+            ncols=max(1, min(len(names), names_per_row)),
             frameon=False,
         )
 

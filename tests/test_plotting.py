@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from genosparse.errors import OutputError
-from genosparse.plotting import plot_loss_curve, plot_score_histogram
+from genosparse.plotting import plot_loss_curve, plot_scaling, plot_score_histogram
 
 STEPS = np.arange(0, 400, 2)
 LOSS = 1.2 + 0.2 * np.exp(-STEPS / 100)
@@ -69,3 +69,12 @@ def test_histogram_of_anything(tmp_path: Path) -> None:
 def test_folder_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         plot_score_histogram(tmp_path / "missing" / "a.png", {"a": [1.0]}, "", "")
+
+
+def test_the_legend_of_many_curves_is_whole(tmp_path: Path) -> None:
+    curves = {f"an implementation of some length {number}": [(10.0, 1.0, 1.0, 1.0)] for number in range(7)}
+    plot_scaling(tmp_path / "a.png", {"panel": curves}, "length (bp)", "time (ms)")
+    picture = matplotlib.image.imread(tmp_path / "a.png")[..., :3]
+    assert picture.min() < 0.5
+    for edge in (picture[:, :3], picture[:, -3:], picture[:2], picture[-2:]):
+        assert edge.min() == 1
