@@ -3,9 +3,9 @@
     python tests/readers/edge_cases.py $GENOSPARSE_TEST_DATA/edge_cases
 
 writes ``edge_cases.tsv`` beside this file, keeps the reasons in its last column, and lists the rows that want one. Its
-columns: path; reader; reference of CRAM; what becomes of it (``reads`` or ``error``); the number of records and a digest of
-them, or the message behind the file's name; the oracle; what the oracle does (``same``, ``differs`` or
-``refuses``, and where we do not read the file ``reads`` or ``refuses``); why, where the two do not agree.
+columns: path; reader; reference of CRAM; what becomes of it (``reads`` or ``error``); the number of records and a
+digest of them, or the message behind the file's name; the oracle; what the oracle does (``same``, ``differs`` or
+``refuses``; where we do not read the file ``reads`` or ``refuses``); why, where the two do not agree.
 """
 
 import hashlib
