@@ -19,7 +19,9 @@ FLAT_FILE_STARTS = {"genbank": "LOCUS ", "embl": "ID   "}
 _SCANNERS = {"genbank": GenBankScanner, "embl": EmblScanner}
 _NAMES = {"genbank": "GenBank", "embl": "EMBL"}
 # Of the many things that biopython warns of, those that mean lost or spoilt sequence, or a feature without its place.
-_DAMAGE = "Expected sequence length|Premature end of file|Invalid indentation for sequence|.*location to None"
+_DAMAGE = (
+    "Expected sequence length|Premature end of file|Invalid indentation for sequence|.*location to None|line too short"
+)
 
 
 def flat_file_records(lines: TextLines, kind: str, *, features: bool, read: Iterable[str] = ()) -> Iterator[Any]:

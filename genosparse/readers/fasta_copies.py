@@ -259,9 +259,10 @@ class _TwoBitReader:
 
     def records(self) -> list[tuple[bytes, int]]:
         """Names and places in the file, in its order."""
-        version, count, _ = self._numbers(3)
+        version, count, reserved = self._numbers(3)
         if version not in (0, 1):
             raise self._damaged(f"version {version}")
+        self._check_reserved(reserved)
         places = []
         for _ in range(count):
             contig = self._bytes(self._bytes(1)[0])
@@ -273,7 +274,7 @@ class _TwoBitReader:
         self._stream.seek(min(offset, self._size))
         length = int(self._numbers(1)[0])
         unknown, masked = self._blocks(length), self._blocks(length)
-        self._numbers(1)
+        self._check_reserved(self._numbers(1)[0])
         packed_from = self._stream.tell()
         if length:
             _begin(contig, writer)
@@ -296,6 +297,10 @@ class _TwoBitReader:
         if count and ((starts[1:] < ends[:-1]).any() or ends[-1] > length):
             raise self._damaged("blocks of N or of lower case that overlap or reach past the sequence")
         return np.stack([starts, ends], axis=1)
+
+    def _check_reserved(self, number: int) -> None:
+        if number:
+            raise self._damaged(f"{number} where the format has 0, near byte {self._stream.tell() - 4}")
 
     def _numbers(self, count: int, width: int = 4) -> NDArray[np.int64]:
         dtype = f"{'<' if self._order == 'little' else '>'}u{width}"

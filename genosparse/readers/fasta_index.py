@@ -8,6 +8,7 @@ import re
 import stat
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -118,7 +119,8 @@ class _RawBytes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stream.close()
+        with suppress(OSError):  # pysam says once more that it could not read
+            self._stream.close()
 
 
 def check_version(fasta: Path, name: Path, version: FileVersion) -> None:

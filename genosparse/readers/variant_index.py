@@ -1,7 +1,6 @@
 """Where in a bgzip or BCF file a region begins, by the tabix (.tbi) or CSI (.csi) index beside it.
 
-htslib takes whatever index lies beside a file, and one of another file, or of an earlier version, makes records vanish
-without a word. So an index is used only where it is not older than its file and ends exactly where the file ends.
+An index is used only where it is not older than its file, ends exactly where the file ends, and leaves no gap.
 Formats: the SAM/tabix and CSIv1 specifications of hts-specs.
 """
 
@@ -9,17 +8,23 @@ import gzip
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pysam
+
 from genosparse.errors import GenosparseWarning
 from genosparse.inputs import BGZF_EOF
+from genosparse.readers._bgzf_chunks import Chunks, chunks_fit
+from genosparse.readers._htslib import quiet_htslib
 
 __all__ = ["VariantIndex", "find_index"]
 
 _LINEAR_SHIFT = 14
 _TBI_DEPTH = 5
+_MOST_DEPTH, _MOST_SHIFT = 10, 31
+_NO_CONTIG = -2  # a line of none that the index knows
+_BCF_RECORD = struct.Struct("<IIi")  # sizes of its two parts, then its contig
 _BLOCK_HEADER = struct.Struct("<4s6xH2sHH")  # gzip magic, XLEN, then the BC subfield: its name, length and BSIZE
 
 
@@ -82,20 +87,61 @@ def find_index(path: Path) -> VariantIndex | None:
             reason = f"{index} is older than the file"
             continue
         try:
-            found = _parse(index)
-        except (OSError, EOFError, zlib.error, struct.error, UnicodeDecodeError, ValueError):
+            found, chunks = _parse(index)
+        except (OSError, EOFError, zlib.error, struct.error, ValueError, OverflowError):
             reason = f"{index} is truncated or damaged"
             continue
-        if _ends_with(path, max((contig.end for contig in found._contigs), default=0)):
+        if _fits(path, found, chunks):
             return found
-        reason = f"{index} does not fit the file"
+        reason = f"{index} does not fit the file, or the file is damaged"
     if reason:
         message = f"{path} is read from its beginning: {reason}; index it again with `bcftools index --force`"
         warnings.warn(message, GenosparseWarning, stacklevel=4)
     return None
 
 
-def _parse(path: Path) -> VariantIndex:
+def _fits(path: Path, index: VariantIndex, chunks: Chunks) -> bool:
+    if not _ends_with(path, max((contig.end for contig in index._contigs), default=0)):
+        return False
+    numbers = {name.encode("utf-8", "surrogateescape"): number for number, name in enumerate(index.names)}
+    try:
+        with quiet_htslib(), pysam.BGZFile(str(path), "rb") as stream:
+            is_bcf = stream.read(3) == b"BCF"
+
+            def contig_at(offset: int) -> int | None:
+                stream.seek(offset)
+                if not is_bcf:
+                    line = _line(stream)
+                    return None if line is None else numbers.get(line.split(b"\t", 1)[0], _NO_CONTIG)
+                head = stream.read(_BCF_RECORD.size)
+                return _BCF_RECORD.unpack(head)[2] if head else None
+
+            return chunks_fit(chunks, _first_record(stream, is_bcf), contig_at)
+    except (OSError, struct.error, ValueError, OverflowError):
+        return False
+
+
+def _first_record(stream: pysam.BGZFile, is_bcf: bool) -> int:
+    stream.seek(0)
+    if is_bcf:
+        _, text_bytes = struct.unpack("<5sI", stream.read(9))
+        stream.read(text_bytes)
+        return int(stream.tell())
+    while True:
+        place = int(stream.tell())
+        line = _line(stream)
+        if line is None or not line.startswith(b"#"):
+            return place
+
+
+def _line(stream: pysam.BGZFile) -> bytes | None:
+    """The next line, None at the end: pysam gives nothing for an empty line and for the end alike."""
+    place = stream.tell()
+    line: bytes = stream.readline()
+    return line if line or stream.tell() != place else None
+
+
+def _parse(path: Path) -> tuple[VariantIndex, Chunks]:
     with gzip.open(path, "rb") as stream:
         reader = _Reader(stream.read())
     magic = reader.take("4s")[0]
@@ -104,8 +150,10 @@ def _parse(path: Path) -> VariantIndex:
         names = reader.names()
         if len(names) != num_contigs:
             raise ValueError("names do not fit")
-        contigs = tuple(_tabix_contig(reader) for _ in range(num_contigs))
-        return VariantIndex(path, names, contigs, _LINEAR_SHIFT, _TBI_DEPTH)
+        chunks = Chunks(_first_bin(_TBI_DEPTH + 1))
+        contigs = tuple(_tabix_contig(reader, chunks) for _ in range(num_contigs))
+        reader.check_end()
+        return VariantIndex(path, names, contigs, _LINEAR_SHIFT, _TBI_DEPTH), chunks
     if magic != b"CSI\x01":
         raise ValueError("no index")
     min_shift, depth, num_extra = reader.take("iii")
@@ -114,8 +162,12 @@ def _parse(path: Path) -> VariantIndex:
     (num_contigs,) = reader.take("i")
     if names and len(names) != num_contigs:
         raise ValueError("names do not fit")
-    contigs = tuple(_csi_contig(reader, _first_bin(depth + 1) + 1) for _ in range(num_contigs))
-    return VariantIndex(path, names, contigs, min_shift, depth)
+    if not (0 <= depth <= _MOST_DEPTH and 0 <= min_shift <= _MOST_SHIFT):
+        raise ValueError("bins that cannot be")
+    chunks = Chunks(_first_bin(depth + 1))
+    contigs = tuple(_csi_contig(reader, _first_bin(depth + 1) + 1, chunks) for _ in range(num_contigs))
+    reader.check_end()
+    return VariantIndex(path, names, contigs, min_shift, depth), chunks
 
 
 class _Reader:
@@ -133,35 +185,44 @@ class _Reader:
     def bytes(self, number: int) -> bytes:
         return self.take(f"{number}s")[0]
 
+    def check_end(self) -> None:
+        """Nothing but the number of records without a place may follow."""
+        if len(self._data) - self._at not in (0, 8):
+            raise ValueError("it goes on")
+
     def names(self) -> tuple[str, ...]:
         """Tabix's settings, which end with the names of the contigs."""
         *_, length = self.take("7i")
         return tuple(self.bytes(length).decode("utf-8", "surrogateescape").split("\0")[:-1])
 
 
-def _tabix_contig(reader: _Reader) -> _ContigIndex:
+def _tabix_contig(reader: _Reader, chunks: Chunks) -> _ContigIndex:
     contig = _ContigIndex()
+    chunks.begin_contig()
     for _ in range(reader.take("i")[0]):
         number, num_chunks = reader.take("Ii")
-        _extend(contig, reader.take(f"{2 * num_chunks}Q"), number == _first_bin(_TBI_DEPTH + 1) + 1)
+        _extend(contig, number, reader.take(f"{2 * num_chunks}Q"), _first_bin(_TBI_DEPTH + 1) + 1, chunks)
     contig.linear = reader.take(f"{reader.take('i')[0]}Q")
+    chunks.add_linear(contig.linear)
     return contig
 
 
-def _csi_contig(reader: _Reader, pseudo_bin: int) -> _ContigIndex:
+def _csi_contig(reader: _Reader, pseudo_bin: int, chunks: Chunks) -> _ContigIndex:
     contig = _ContigIndex()
+    chunks.begin_contig()
     for _ in range(reader.take("i")[0]):
         number, offset, num_chunks = reader.take("IQi")
-        _extend(contig, reader.take(f"{2 * num_chunks}Q"), number == pseudo_bin)
+        _extend(contig, number, reader.take(f"{2 * num_chunks}Q"), pseudo_bin, chunks)
         if number != pseudo_bin:
             contig.bins[number] = offset
+    chunks.add_places(list(contig.bins.values()))
     return contig
 
 
-def _extend(contig: _ContigIndex, chunks: Iterable[int], is_pseudo_bin: bool) -> None:
+def _extend(contig: _ContigIndex, number: int, offsets: tuple[int, ...], pseudo_bin: int, chunks: Chunks) -> None:
     # The pseudo-bin holds counts of records where others hold offsets.
-    if not is_pseudo_bin:
-        offsets = tuple(chunks)
+    if number != pseudo_bin:
+        chunks.add_bin(number, offsets)
         contig.begin = min([contig.begin or offsets[0], *offsets[::2]])
         contig.end = max([contig.end, *offsets[1::2]])
 

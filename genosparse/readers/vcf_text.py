@@ -78,9 +78,10 @@ class VcfText:
         self.samples = tuple(columns[9:])
 
     def _open_bcf(self) -> None:
-        with quiet_htslib():
+        # From an open file, as by its name htslib would read the index beside it too, which may be in ruins.
+        with quiet_htslib(), Path(self.path).open("rb") as stream:
             try:
-                self._bcf = pysam.VariantFile(str(self.path), "rb")
+                self._bcf = pysam.VariantFile(stream, "rb")
             except (OSError, ValueError):
                 raise FileFormatError(f"{self.path} has a damaged BCF header; fetch or write the file again") from None
             # At "\n" alone: str.splitlines knows eight more ends of a line, which text in a header may hold.
@@ -232,7 +233,8 @@ class VcfText:
         """Close the file; standard input stays open."""
         self._lines.close()
         if self._bcf is not None:
-            with suppress(OSError):  # htslib says once more that it could not read
+            # htslib says once more that it could not read, and pysam cannot say it of a file that has no name.
+            with suppress(OSError, TypeError):
                 self._bcf.close()
 
 

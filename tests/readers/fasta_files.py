@@ -24,11 +24,11 @@ def write_bgzip(path, content):
     return path
 
 
-def bgzip_bytes(content):
-    """What bgzip makes of bytes: one block a piece of 60,000, and the empty block at the end."""
+def bgzip_bytes(content, block_bytes=60_000):
+    """What bgzip makes of bytes: one block a piece of so many, and the empty block at the end."""
     blocks = []
-    for start in range(0, len(content), 60_000):
-        piece = content[start : start + 60_000]
+    for start in range(0, len(content), block_bytes):
+        piece = content[start : start + block_bytes]
         packer = zlib.compressobj(6, zlib.DEFLATED, -15)
         packed = packer.compress(piece) + packer.flush()
         head = bytes.fromhex("1f8b08040000000000ff060042430200")

@@ -27,7 +27,7 @@ from genosparse.errors import (
     InputFileNotFoundError,
     OutputError,
 )
-from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip, read_head
+from genosparse.inputs import check_bgzf_end, check_input_file, damaged_block, is_bgzf, is_gzip, read_head
 from genosparse.intervals import position_1based
 from genosparse.readers._cache import cache_stem, file_version
 from genosparse.readers._htslib import PerThread, quiet_htslib, samtools
@@ -132,10 +132,14 @@ class AlignmentFile:
             options["format_options"] = [f"required_fields={_REQUIRED_FIELDS}".encode(), b"decode_md=0"]
             if self.reference is not None and hasattr(self, "contigs"):
                 options["reference_filename"] = str(self._linked_reference(self.reference))
-        with quiet_htslib():
+        with quiet_htslib(), contextlib.ExitStack() as stack:
             try:
+                # By its number, as by its name htslib would read the index beside it too, which may be in ruins. (CRAM
+                # that stores no names of reads makes them of the file's.)
+                by_name = index is not None or self.kind == "CRAM"
+                source = str(path) if by_name else stack.enter_context(path.open("rb")).fileno()
                 handle = pysam.AlignmentFile(
-                    str(path), check_sq=False, index_filename=None if index is None else str(index), **options
+                    source, check_sq=False, index_filename=None if index is None else str(index), **options
                 )
             except (OSError, ValueError) as error:
                 if isinstance(error, OSError) and error.errno is not None and not self.path.exists():
@@ -161,8 +165,8 @@ class AlignmentFile:
             raise
         try:
             handle.close()
-        except OSError as error:
-            raise FileFormatError(f"{self.path} is damaged ({_reason(error)}); fetch or write it again") from None
+        except (OSError, TypeError):  # pysam cannot say it of a file that has no name
+            raise FileFormatError(f"{self.path} is truncated or damaged; fetch or write it again") from None
 
     def _open_indexed(self) -> pysam.AlignmentFile:
         with self._index_lock:
@@ -198,7 +202,7 @@ class AlignmentFile:
                             more = max(size - size_before, 1 << 16)
                             count = max(1, min(2 * count, count * (_BATCH_BYTES // 8) // more))
                 except (OSError, ValueError, OverflowError) as error:
-                    raise self._damaged(handle, last, error) from None
+                    raise self._damaged(last, error) from None
                 finally:
                     writer.close()
                 data = _unpacked(scratch, scratch.tell())
@@ -212,13 +216,11 @@ class AlignmentFile:
         names = [f"{number:08}" for number in range(len(self.contigs))]
         return pysam.AlignmentHeader.from_references(names, [1] * len(names), add_sq_text=False)
 
-    def _damaged(
-        self, handle: pysam.AlignmentFile, last: pysam.AlignedSegment | None, error: Exception
-    ) -> FileFormatError:
+    def _damaged(self, last: pysam.AlignedSegment | None, error: Exception) -> FileFormatError:
         with quiet_htslib():
             where = "at its first record" if last is None else f"after read {last.query_name!r}"
-            if self.kind == "BAM":
-                where += f", near byte {handle.tell() >> 16}"
+            if self.kind == "BAM" and (byte := damaged_block(self.path)) is not None:
+                where += f", in the block at byte {byte}"
             if self.kind == "SAM":
                 where = f"in line {self._damaged_line()}"
         if self.kind == "CRAM" and self.reference is None:
@@ -458,7 +460,7 @@ def _unpacked(scratch: FileIO, size: int) -> np.ndarray[tuple[int], np.dtype[np.
 
 def _close_quietly(handle: pysam.AlignmentFile) -> None:
     """Close a handle that may have met with damage, of which its closing would tell once more."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, TypeError):
         handle.close()
 
 

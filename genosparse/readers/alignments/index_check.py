@@ -1,6 +1,5 @@
 """Whether an index belongs to its BAM or CRAM file.
 
-htslib trusts an index blindly: one of another file, or of an earlier version of this one, loses reads without a word.
 Layouts: section 5.2 of the SAM specification (BAI), the CSI specification, section 12 of the CRAM specification (CRAI).
 """
 
@@ -13,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pysam
-from numpy.typing import NDArray
 
+from genosparse.readers._bgzf_chunks import Chunks, chunks_fit
 from genosparse.readers._htslib import quiet_htslib
 
 __all__ = ["index_fits"]
 
 _RECORD = struct.Struct("<iii")  # size, contig, position of a BAM record
 _NUM_SAMPLED = 64
-_BAI_PSEUDO_BIN = 37450
+_BAI_DEPTH = 5
+_MOST_DEPTH = 10
 
 
 def index_fits(path: Path, index: Path, num_contigs: int, changed: int) -> bool:
@@ -51,53 +51,65 @@ def _bins_fit(stream: pysam.BGZFile, data: bytes, num_contigs: int) -> bool:
     is_csi = data[:4] == b"CSI\x01"
     if not is_csi and data[:4] != b"BAI\x01":
         return False
-    at, pseudo_bin = 4, _BAI_PSEUDO_BIN
+    at, depth = 4, _BAI_DEPTH
     if is_csi:
         _, depth, aux_bytes = struct.unpack_from("<iii", data, at)
-        at, pseudo_bin = at + 12 + aux_bytes, ((1 << 3 * (depth + 1)) - 1) // 7 + 1
+        at += 12 + aux_bytes
     (count,) = struct.unpack_from("<i", data, at)
     at += 4
-    if count != num_contigs:
+    if count != num_contigs or not 0 <= depth <= _MOST_DEPTH:
         return False
-    chunks, contigs = [], []
-    for contig in range(count):
-        (num_bins,) = struct.unpack_from("<i", data, at)
+    num_bins = ((1 << 3 * (depth + 1)) - 1) // 7
+    chunks = Chunks(num_bins)
+    for _ in range(count):
+        chunks.begin_contig()
+        has_pseudo_bin = False
+        (number_of_bins,) = struct.unpack_from("<i", data, at)
         at += 4
-        for _ in range(num_bins):
+        for _ in range(number_of_bins):
             (number,) = struct.unpack_from("<I", data, at)
+            if is_csi and number != num_bins + 1:
+                chunks.add_places(struct.unpack_from("<Q", data, at + 4))
             at += 12 if is_csi else 4
             (num_chunks,) = struct.unpack_from("<i", data, at)
-            at += 4
-            if number != pseudo_bin:
-                chunks.append(np.frombuffer(data, "<u8", 2 * num_chunks, at).reshape(-1, 2))
-                contigs += [contig] * num_chunks
-            at += 16 * num_chunks
+            offsets = struct.unpack_from(f"<{2 * num_chunks}Q", data, at + 4)
+            if number == num_bins + 1:  # the pseudo-bin: counts of records where others hold offsets
+                if has_pseudo_bin or num_chunks != 2:
+                    return False
+                has_pseudo_bin = True
+            else:
+                chunks.add_bin(number, offsets)
+            at += 4 + 16 * num_chunks
         if not is_csi:
             (num_windows,) = struct.unpack_from("<i", data, at)
+            chunks.add_linear(struct.unpack_from(f"<{num_windows}Q", data, at + 4))
             at += 4 + 8 * num_windows
     if at not in (len(data), len(data) - 8):  # the number of reads without a place may follow
         return False
-    return _chunks_fit(stream, np.concatenate([np.empty((0, 2), "<u8"), *chunks]), np.array(contigs))
+
+    def contig_at(offset: int) -> int | None:
+        stream.seek(offset)
+        record = stream.read(_RECORD.size)
+        return _RECORD.unpack(record)[1] if record else None
+
+    def bin_at(offset: int) -> int:
+        stream.seek(offset)
+        return int.from_bytes(stream.read(16)[14:], "little")
+
+    # BAM's records have the bin of a BAI.
+    return chunks_fit(chunks, _first_record(stream), contig_at, None if is_csi else bin_at)
 
 
-def _chunks_fit(stream: pysam.BGZFile, chunks: NDArray[np.uint64], contigs: NDArray[np.int64]) -> bool:
-    """Chunks leave no gap in the file, and each begins with a record of its contig."""
-    order = np.argsort(chunks[:, 0], kind="stable")
-    chunks, contigs = chunks[order], contigs[order]
-    # samtools joins chunks of a bin that are in one block, over those of other bins between them.
-    begins, ends = chunks[:, 0], np.maximum.accumulate(chunks[:, 1])
-    touches = (begins[1:] <= ends[:-1]) | (begins[1:] & 0xFFFF == 0)
-    if not touches.all() or (np.diff(contigs) < 0).any():
-        return False
-    for number in np.unique(np.linspace(0, len(chunks) - 1, min(len(chunks), _NUM_SAMPLED)).astype(int)).tolist():
-        stream.seek(int(begins[number]))
-        if _RECORD.unpack(stream.read(_RECORD.size))[1] != contigs[number]:
-            return False
-    if not len(chunks):
-        return True
-    stream.seek(int(ends[-1]))
-    rest = stream.read(_RECORD.size)
-    return not rest or _RECORD.unpack(rest)[1] == -1  # reads without a place come last
+def _first_record(stream: pysam.BGZFile) -> int:
+    """Virtual offset of a BAM file's first record."""
+    stream.seek(0)
+    _, text_bytes = struct.unpack("<4si", stream.read(8))
+    stream.read(text_bytes)
+    (num_contigs,) = struct.unpack("<i", stream.read(4))
+    for _ in range(num_contigs):
+        (name_bytes,) = struct.unpack("<i", stream.read(4))
+        stream.read(name_bytes + 4)
+    return int(stream.tell())
 
 
 def _crai_fits(path: Path, data: bytes) -> bool:

@@ -138,10 +138,17 @@ class Records:
         return self.starts + _FIELDS.itemsize + self.fields["name_bytes"]
 
     def name(self, index: int) -> str:
-        """QNAME of a record."""
+        """QNAME of a record.
+
+        Raises:
+            FileFormatError: It has control characters: the file is damaged.
+        """
         start = int(self.starts[index]) + _FIELDS.itemsize
         end = start + int(self.fields["name_bytes"][index]) - 1
-        return self.buffer[start:end].tobytes().decode("ascii", "replace")
+        name = self.buffer[start:end].tobytes().decode("ascii", "replace")
+        if not name.isprintable():
+            raise FileFormatError(f"{self.path}: the name of read {name!r} is no text; fetch or write the file again")
+        return name
 
     def name_hashes(self, chosen: Ints) -> NDArray[np.uint64]:
         """A hash of 64 bits of QNAME for some of the records, alike in every run; uint64 ``[len(chosen)]``."""
