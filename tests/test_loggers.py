@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from wandb_files import wandb_file
 
 from genosparse.errors import ConfigError, OutputError
 from genosparse.loggers import CsvTable, open_logger
@@ -46,10 +47,7 @@ def test_wandb_offline_keeps_the_metrics_in_its_run_file(tmp_path: Path, monkeyp
     with open_logger("wandb", run_dir=tmp_path, name="trial", config={"seed": 5}) as logger:
         logger.log(10, {"loss_of_this_test": 1.25})
         logger.summarize({"summary_of_this_test": 1.5})
-    (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
-    contents = file.read_bytes()
-    for name in (b"loss_of_this_test", b"summary_of_this_test", b"trial"):
-        assert name in contents
+    file = wandb_file(tmp_path, "loss_of_this_test", "summary_of_this_test", "trial")
     run_id = (tmp_path / "wandb-id").read_text().strip()
     assert run_id in file.name
     with open_logger("wandb", run_dir=tmp_path, name="trial", config={"seed": 5}):

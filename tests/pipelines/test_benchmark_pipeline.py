@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
+from wandb_files import wandb_file
 
 from genosparse.cli import main
 from genosparse.errors import ConfigError
@@ -144,9 +145,7 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     assert benchmark(*SMALL, "lengths=[256]", "rivals=[]", "logger=wandb") == 0
-    (file,) = RUN_DIR.glob("wandb/offline-run-*/*.wandb")
-    assert b"cpu-aten" in file.read_bytes()
-    assert b"tflops" in file.read_bytes()
+    wandb_file(RUN_DIR, "cpu-aten", "tflops")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wandb
+from wandb_files import wandb_file
 
 from genosparse.encoder import Encoder
 from genosparse.pretraining.loop import TIMED_COLUMNS
@@ -153,9 +154,7 @@ def test_wandb_offline(reference: Path, server: str, monkeypatch: pytest.MonkeyP
         reference.parent, "data.genome=ref.fa", *SMALL, "trainer.max_steps=3", "run_dir=out", "logger=wandb", env=env
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    (file,) = (reference.parent / "out").glob("wandb/offline-run-*/*.wandb")
-    assert b"gradient_norm" in file.read_bytes()
-    assert b"baseline_interpolated" in file.read_bytes()
+    wandb_file(reference.parent / "out", "gradient_norm", "baseline_interpolated")
 
 
 @pytest.mark.parametrize(
