@@ -7,7 +7,6 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from genosparse.errors import FileFormatError, InputFileNotFoundError
@@ -15,6 +14,7 @@ from genosparse.errors import FileFormatError, InputFileNotFoundError
 __all__ = [
     "BGZF_EOF",
     "STANDARD_INPUT",
+    "Closing",
     "TextLines",
     "check_bgzf_end",
     "check_input_file",
@@ -193,7 +193,21 @@ def read_head(path: str | Path, size: int) -> bytes:
                 raise damaged_error(path, error) from None
 
 
-class TextLines:
+class Closing:
+    """A context manager that closes itself at the end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close what is open."""
+        raise NotImplementedError
+
+
+class TextLines(Closing):
     r"""Lines of a text file, without their ends (``\n`` or ``\r\n``); a context manager.
 
     Args:
@@ -287,14 +301,6 @@ class TextLines:
         if self.line_number == 1:
             line = line.removeprefix("\ufeff")
         return line.removesuffix("\n").removesuffix("\r")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; standard input stays open."""

@@ -7,8 +7,7 @@ thread of each process has its own.
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import pysam
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from genosparse.contigs import ContigMatcher, check_aliases, contig_not_found, read_aliases
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
+from genosparse.inputs import Closing
 from genosparse.intervals import Interval
 from genosparse.readers._htslib import PerThread, quiet_htslib
 from genosparse.readers.fasta_index import check_version, find_or_make_index
@@ -31,7 +31,7 @@ _SCAN_BASES = 1 << 22
 _MOST_POSITION = 2**31 - 1  # the last end that pysam takes
 
 
-class Genome:
+class Genome(Closing):
     """A reference genome: contigs of a FASTA, 2bit, GenBank or EMBL file, read at any place.
 
     FASTA may be plain or compressed by bgzip. Its index is made beside it when it is missing, out of date or does not
@@ -312,14 +312,6 @@ class Genome:
         self.__dict__.update(state, _handles=PerThread(self._open) if is_open else None)
         if is_open:
             check_version(self._files.fasta, self.path, self._version)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; using the genome afterwards is an error."""

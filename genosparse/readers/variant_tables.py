@@ -3,11 +3,9 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from genosparse.errors import FileFormatError
-from genosparse.inputs import TextLines, display_name
+from genosparse.inputs import Closing, TextLines, display_name
 from genosparse.intervals import position_1based
 
 __all__ = ["VariantTable", "is_variant_table"]
@@ -35,7 +33,7 @@ def is_variant_table(line: str) -> bool:
     return _names_columns(line) or _is_row(line)
 
 
-class VariantTable:
+class VariantTable(Closing):
     """A table of variants, as the record lines of a VCF file; a context manager.
 
     The columns are found by the names in a header line, in any order and case, ``#`` before the first allowed: contig
@@ -118,14 +116,6 @@ class VariantTable:
 
     def _malformed(self, what: str, number: int) -> FileFormatError:
         return FileFormatError(f"{self.place}, line {number}: {what}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; standard input stays open."""

@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pysam
 
 from genosparse.errors import FileFormatError
-from genosparse.inputs import STANDARD_INPUT, TextLines, display_name, is_bgzf
+from genosparse.inputs import STANDARD_INPUT, Closing, TextLines, display_name, is_bgzf
 from genosparse.intervals import position_1based
 from genosparse.readers._htslib import quiet_htslib
 from genosparse.readers.variant_index import VariantIndex, find_index
@@ -29,7 +27,7 @@ _FIELD = re.compile(r'([^=,]+)=("(?:[^"\\]|\\.)*"|[^,]*)')
 _MOST_POSITION = 2**31 - 1  # of BCF's integers
 
 
-class VcfText:
+class VcfText(Closing):
     """The text of a VCF or BCF file: its header at once, its record lines one by one; a context manager.
 
     Blank lines are passed over; ``\\r\\n`` line ends are read as ``\\n``. Bytes that are not UTF-8 are carried as
@@ -220,14 +218,6 @@ class VcfText:
                 ) from None
         self.line_number += 1
         return line.removesuffix("\n")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; standard input stays open."""

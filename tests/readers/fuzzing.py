@@ -265,7 +265,7 @@ def _make_sources(folder: Path) -> dict[str, Source]:
 # Mutations
 
 
-def _blocks(data: bytes) -> list[int]:
+def block_starts(data: bytes) -> list[int]:
     """Where the blocks of a BGZF file begin; none of another file."""
     starts, at = [], 0
     while data[at : at + 4] == b"\x1f\x8b\x08\x04" and len(data) >= at + 18:
@@ -293,7 +293,7 @@ def _set(data: bytes, rng: random.Random) -> bytes:
 
 
 def _cut(data: bytes, rng: random.Random) -> bytes:
-    blocks = _blocks(data)
+    blocks = block_starts(data)
     if len(blocks) > 1 and rng.random() < 0.6:
         return data[: max(1, rng.choice(blocks) + rng.choice([0, 0, 0, -1, 1, 17, 18, 30]))]
     return data[: rng.randrange(1, len(data))]
@@ -317,7 +317,7 @@ def _move(data: bytes, rng: random.Random) -> bytes:
 
 
 def _drop_block(data: bytes, rng: random.Random) -> bytes:
-    borders = [*_blocks(data), len(data)]
+    borders = [*block_starts(data), len(data)]
     if len(borders) < 4:
         return _drop_line(data, rng)
     number = rng.randrange(len(borders) - 2)
@@ -347,7 +347,7 @@ def mutate(source: Source, seed: int, folder: Path) -> tuple[Path, str]:
     is_index = source.index is not None and rng.random() < 0.3
     if not is_index:
         # What bgzip keeps whole is damaged within the blocks too, as by a tool that wrote it wrong.
-        inside = bool(_blocks(data)) and rng.random() < 0.3
+        inside = bool(block_starts(data)) and rng.random() < 0.3
         change = rng.choice(_OF_FILES)
         what = f"file {change.__name__}{' inside' if inside else ''}"
         unpacked = gzip.decompress(data) if inside else data

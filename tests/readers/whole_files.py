@@ -140,7 +140,12 @@ def program(name: str) -> list[str]:
     """samtools or bcftools: the installed one, else the one within pysam."""
     if found := shutil.which(name):
         return [found]
-    script = f"import sys, pysam.{name} as p; getattr(p, sys.argv[1])(*sys.argv[2:], catch_stdout=False)"
+    # What view writes by itself may be no UTF-8; the others lose their last lines so.
+    script = (
+        f"import sys, pysam.{name} as p; command, *rest = sys.argv[1:]; itself = command == 'view'; "
+        "text = getattr(p, command)(*rest, catch_stdout=not itself); "
+        "sys.stdout.write(text if text and not itself else '')"
+    )
     return [sys.executable, "-c", script]
 
 

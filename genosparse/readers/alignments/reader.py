@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from genosparse.channels import CHANNELS, check_channel_names, reverse_complement_channels
 from genosparse.contigs import ContigMatcher, contig_not_found
 from genosparse.errors import IntervalError, SequenceError
+from genosparse.inputs import Closing
 from genosparse.intervals import Interval
 from genosparse.readers.alignments.consensus import ConsensusSettings, call_consensus
 from genosparse.readers.alignments.files import AlignmentFile
@@ -108,7 +108,7 @@ class Channels:
         return self.values[:, self.names.index(name)]
 
 
-class Alignments:
+class Alignments(Closing):
     """The alignments of a BAM or CRAM file (or SAM, through a sorted copy in the cache folder).
 
     Intervals are read through an index: of files over 64 MiB the one beside the file where it fits, else one that is
@@ -388,14 +388,6 @@ class Alignments:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["path"], state["reference"], filters=state["filters"])  # type: ignore[misc]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file."""

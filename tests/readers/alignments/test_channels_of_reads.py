@@ -239,50 +239,6 @@ def na12878(test_data: Path) -> Path:
 REGION = gs.Interval("chr20", 9_999_900, 10_100_100)
 
 
-def samtools_depth(path: Path, *options: str) -> np.ndarray:
-    depth = np.zeros(REGION.length, np.int64)
-    region = f"{REGION.contig}:{REGION.start + 1}-{REGION.end}"
-    for line in pysam.depth("-a", "-r", region, *options, str(path)).splitlines():
-        _, position, count = line.split("\t")
-        depth[int(position) - 1 - REGION.start] = int(count)
-    return depth
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    "options, filters",
-    [
-        ((), {"count_overlaps": True}),
-        (("-Q", "30"), {"count_overlaps": True, "min_mapping_quality": 30}),
-        (("-q", "20"), {"count_overlaps": True, "min_base_quality": 20}),
-    ],
-)
-def test_depth_is_that_of_samtools(na12878: Path, options: tuple[str, ...], filters: dict[str, int]) -> None:
-    with gs.Alignments(na12878, filters=gs.ReadFilters(**filters)) as alignments:
-        found = alignments.channels(REGION)
-    bases = np.rint(found["depth"] * (1 - found["deletion"]))
-    np.testing.assert_array_equal(bases, samtools_depth(na12878, *options))
-    if not options:
-        np.testing.assert_array_equal(found["depth"], samtools_depth(na12878, "-J"))
-
-
-@pytest.mark.realdata
-def test_depth_with_overlaps_counted_once_is_that_of_samtools(na12878: Path, tmp_path: Path) -> None:
-    """Where no record is there twice: samtools takes such a copy for the mate."""
-    once = tmp_path / "once.bam"
-    seen = set()
-    with pysam.AlignmentFile(str(na12878)) as file, pysam.AlignmentFile(str(once), "wb", header=file.header) as out:
-        for read in file:
-            key = read.query_name, read.flag, read.reference_start
-            if key not in seen:
-                seen.add(key)
-                out.write(read)
-    pysam.index(str(once))
-    with gs.Alignments(once) as alignments:
-        depth = alignments.channels(REGION, ("depth",))["depth"]
-    np.testing.assert_array_equal(depth, samtools_depth(once, "-s", "-J"))
-
-
 @pytest.mark.realdata
 def test_base_counts_are_those_of_pysam(na12878: Path) -> None:
     with pysam.AlignmentFile(str(na12878)) as file:

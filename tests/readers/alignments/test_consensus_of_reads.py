@@ -1,9 +1,7 @@
-"""A sample's own sequence, by hand and against samtools consensus."""
+"""A sample's own sequence, by hand; ``test_agreement_with_samtools`` has it beside samtools consensus."""
 
-from collections import Counter
 from pathlib import Path
 
-import pysam
 import pytest
 from sam_files import sam_line, write_bam
 
@@ -65,31 +63,3 @@ def test_reference_bases_need_a_genome(tmp_path: Path) -> None:
         pytest.raises(ConfigError, match=r"needs a genome; pass one, or low_depth='N'"),
     ):
         alignments.consensus(gs.Interval("one", 0, 20))
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    "options, settings",
-    [
-        (("-c", "0.75", "-H", "0.5", "-d", "1"), {}),
-        (("-c", "0.6", "-H", "0.25", "-d", "10"), {"call_fraction": 0.6, "het_fraction": 0.25, "min_depth": 10}),
-    ],
-)
-def test_calls_are_those_of_samtools(test_data: Path, options: tuple[str, ...], settings: dict[str, float]) -> None:
-    """But where a base and a deletion are both called: samtools shows a small letter, or the deletion alone."""
-    path = test_data / "human_chr20_b37" / "NA12878_S1.chr20.10_10p1mb.bam"
-    interval = gs.Interval("chr20", 9_999_900, 10_100_100)
-    text = pysam.consensus(
-        "-a", "-A", "-m", "simple", "--show-del", "yes", "--show-ins", "no", "--min-MQ", "0", "--min-BQ", "0",
-        "--ff", "0x704", "-r", "chr20:9999901-10100100", *options, str(path),
-    )  # fmt: skip
-    expected = "".join(text.splitlines()[1:])
-    with gs.Alignments(path, filters=gs.ReadFilters(count_overlaps=True)) as alignments:
-        found = alignments.consensus(interval, low_depth="N", indels=False, **settings)
-        deletion = alignments.channels(interval)["deletion"]
-    assert len(found) == len(expected) == interval.length
-    differ = [at for at in range(len(found)) if found[at] != expected[at]]
-    assert all(deletion[at] > 0.1 for at in differ)
-    assert all(expected[at] in "acgt*" for at in differ)
-    assert sum(found[at] != expected[at].upper() for at in differ) <= 1
-    assert min(Counter(found)[letter] for letter in "ACGTRYKMSW") >= 5
