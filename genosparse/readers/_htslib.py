@@ -92,3 +92,14 @@ class PerThread(Generic[_Handle]):
     def forget(self) -> None:
         """Open a new handle the next time."""
         self._local.process = None
+
+    @contextmanager
+    def borrowed(self) -> Iterator[_Handle]:
+        """This thread's handle for as long as it is in use; who asks meanwhile gets another one.
+
+        A handle that an exception ends the use of is not given again.
+        """
+        handle = self.get()
+        self.forget()
+        yield handle
+        self._local.handle, self._local.process = handle, os.getpid()

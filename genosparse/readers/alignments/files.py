@@ -39,7 +39,7 @@ from genosparse.readers.fasta import Genome
 __all__ = ["AlignmentFile"]
 
 _EXPECTED = "a BAM, CRAM or SAM file"
-_BATCH_BYTES = 1 << 22
+_BATCH_BYTES, _MOST_AT_ONCE = 1 << 22, 64
 # An index costs a pass over the file. Of smaller files it is made anew rather than believed.
 _SMALL_BYTES = 1 << 26
 _HEAD_BYTES = 1 << 16
@@ -109,15 +109,14 @@ class AlignmentFile:
         if self._handles is None:
             raise GenosparseError(f"{self.path} has been closed; open it again")
         self._check_reference(contig)
-        handle = self._handles.get()
-        try:
-            with quiet_htslib():
-                reads = handle.fetch(contig, start, end)
-            yield from self._converted(handle, reads)
-        except BaseException:
-            self._handles.forget()  # a handle that failed, or was left in the middle, is not used again
-            _close_quietly(handle)
-            raise
+        with self._handles.borrowed() as handle:
+            try:
+                with quiet_htslib():
+                    reads = handle.fetch(contig, start, end)
+                yield from self._converted(handle, reads)
+            except BaseException:  # a handle that failed, or was left in the middle, is not used again
+                _close_quietly(handle)
+                raise
 
     def close(self) -> None:
         """Close the file."""
@@ -184,6 +183,9 @@ class AlignmentFile:
         reads = iter(reads)
         last: pysam.AlignedSegment | None = None
         done, count = False, 1
+        # A header of very many contigs goes with every batch, and the batch is as large as that at the least.
+        header_bytes = _SHORT_CONTIG.size * len(self.contigs)
+        most = header_bytes + max(_BATCH_BYTES, header_bytes)
         with _scratch_file() as scratch:
             while not done:
                 scratch.seek(0)
@@ -191,16 +193,17 @@ class AlignmentFile:
                 write = writer.write
                 try:
                     with quiet_htslib():
-                        size = 0
-                        while size < _BATCH_BYTES and not done:
+                        size = header_bytes
+                        while size < most and not done:
                             before, size_before = last, size
                             for last in islice(reads, count):
                                 write(last)
                             done = last is before
-                            # So many more at once as will not be far over: reads have a hundred bytes or a million.
-                            size = scratch.tell()
+                            # So many more at once as will not be far over: reads have a hundred bytes or a million,
+                            # and the long ones may come when many short ones have been.
+                            size = max(scratch.tell(), header_bytes)
                             more = max(size - size_before, 1 << 16)
-                            count = max(1, min(2 * count, count * (_BATCH_BYTES // 8) // more))
+                            count = max(1, min(2 * count, _MOST_AT_ONCE, count * (_BATCH_BYTES // 8) // more))
                 except (OSError, ValueError, OverflowError) as error:
                     raise self._damaged(last, error) from None
                 finally:

@@ -417,3 +417,26 @@ def test_a_read_past_the_end_of_its_contig_cannot_be_indexed(tmp_path: Path) -> 
         )
         with pytest.raises(FileFormatError, match=message):
             alignments.channels(WHOLE)
+
+
+def test_reading_while_reading_loses_nothing(tmp_path: Path) -> None:
+    """Each pass over a file has a place of its own in it, also within one thread."""
+    lines = [sam_line(f"r{number}", 1 + number // 100, "150M") for number in range(24_000)]
+    interval = gs.Interval("one", 0, 400)
+    with gs.Alignments(write_bam(tmp_path / "reads.bam", lines)) as alignments:
+        names = []
+        for index, read in enumerate(alignments.reads(interval)):
+            names.append(read.name)
+            if index % 5_000 == 0:
+                alignments.channels(gs.Interval("one", 390, 400))
+        pairs = [
+            (one.name, other.name)
+            for one, other in zip(alignments.reads(interval), alignments.reads(interval), strict=True)
+        ]
+    assert names == [f"r{number}" for number in range(24_000)]
+    assert pairs == list(zip(names, names, strict=True))
+    unfinished = gs.Alignments(tmp_path / "reads.bam")
+    reads = unfinished.reads(interval)
+    next(reads)
+    unfinished.close()
+    reads.close()

@@ -42,3 +42,26 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         peaks.append(peak_bytes(path, 150 * count))
     unpacked = 240_000 * (150 + 75)
     assert peaks[1] - peaks[0] < 16 * MEGABYTE < unpacked / 3
+
+
+def test_long_reads_behind_short_ones_come_in_small_batches_too(tmp_path: Path) -> None:
+    header = "@HD\tVN:1.6\n"
+    lines = [f"short{number}\t4\t*\t0\t0\t*\t*\t0\t0\tACGTACGTAC\t*\n" for number in range(20_000)]
+    lines += [f"long{number}\t4\t*\t0\t0\t*\t*\t0\t0\t{'ACGT' * 25_000}\t*\n" for number in range(600)]
+    (tmp_path / "reads.sam").write_text(header + "".join(lines))
+    with gs.Alignments(tmp_path / "reads.sam") as alignments:
+        sizes = [len(records.buffer) for records in alignments._file.batches()]
+    assert sum(sizes) > 600 * 150_000
+    assert max(sizes) < 16 * MEGABYTE
+
+
+def test_many_contigs_do_not_make_a_batch_of_each_read(tmp_path: Path) -> None:
+    """A header of more contigs than a batch has bytes for."""
+    count = 260_000
+    header = "@HD\tVN:1.6\tSO:coordinate\n" + "".join(f"@SQ\tSN:c{number}\tLN:1000\n" for number in range(count))
+    lines = [sam_line(f"r{number}", 1 + number, "50M", contig="c7") for number in range(300)]
+    path = write_bam(tmp_path / "reads.bam", lines, header)
+    with gs.Alignments(path) as alignments:
+        (records,) = alignments._file.batches("c7", 0, 1000)
+        assert len(records) == 300
+        assert alignments.channels(gs.Interval("c7", 0, 1000))["depth"].sum() == 300 * 50
