@@ -59,6 +59,10 @@ def encoder_channels(
     check_takes_channels(encoder)
     if not isinstance(alignments, GenomeChannels):
         return GenomeChannels(alignments, genome, names, cache_bytes=cache_bytes)
+    if alignments.genome.contigs != genome.contigs:
+        raise ConfigError(
+            f"the channels are of {alignments.genome.path}, which has other contigs than {genome.path}: make them of it"
+        )
     if alignments.names != names:
         raise ConfigError(
             f"the channels are {', '.join(alignments.names)}; the model takes {', '.join(names)}: make them of those"

@@ -36,6 +36,9 @@ class MaskingSettings:
             shown as it is.
         soft_mask_weight: Weight in the loss of bases in lower case.
         reverse_complement: Show each window's other strand half of the time.
+        channel_dropout: Where there are channels of alignments, the fraction of windows that are shown without them,
+            and in the others the fraction of the bases that are not to be predicted: what has no channels is then
+            mostly no target, and a model works without alignments too.
 
     Raises:
         ConfigError: A value that cannot be.
@@ -46,10 +49,11 @@ class MaskingSettings:
     random_share: float = 0.1
     soft_mask_weight: float = 1.0
     reverse_complement: bool = True
+    channel_dropout: float = 0.15
 
     def __post_init__(self) -> None:
         check_number("data.masking.rate", self.rate, 0, 1, without_least=True)
-        for name in ("mask_share", "random_share", "soft_mask_weight"):
+        for name in ("mask_share", "random_share", "soft_mask_weight", "channel_dropout"):
             check_number(f"data.masking.{name}", getattr(self, name), 0, 1)
         check_flag("data.masking.reverse_complement", self.reverse_complement)
         if self.mask_share + self.random_share > 1:
@@ -103,8 +107,12 @@ def mask_window(window: Window, settings: MaskingSettings, random: np.random.Gen
     swapped = chosen & (fate >= settings.mask_share) & (fate < settings.mask_share + settings.random_share)
     shown = np.where(swapped, replacement, shown)
     weights = np.where(chosen, np.where(soft, np.float32(settings.soft_mask_weight), np.float32(1)), np.float32(0))
-    # At every base to predict, also those that are shown right or wrong: the reads there would tell it.
-    channels = None if window.channels is None else np.where(chosen[:, None], np.float32(0), window.channels)
+    channels = window.channels
+    if channels is not None:
+        share = 1.0 if random.random() < settings.channel_dropout else settings.channel_dropout
+        # At every base to predict, also those that are shown right or wrong: the reads there would tell it.
+        hidden = chosen | (random.random(len(tokens)) < share)
+        channels = np.where(hidden[:, None], np.float32(0), channels)
     return Masked(shown, np.where(chosen, classes, NO_TARGET), weights, channels)
 
 

@@ -26,6 +26,10 @@ def file_version(file: Path, name: Path | None = None) -> FileVersion:
     return status.st_size, status.st_mtime_ns
 
 
+# Of a file's name, so many letters show whose the copy is; its own may be as long as a name can be.
+_NAME_LETTERS = 100
+
+
 def cache_stem(file: Path, room: str) -> Path:
     """Where the cache keeps what belongs to a file: told apart by its place, size and time of change.
 
@@ -36,4 +40,4 @@ def cache_stem(file: Path, room: str) -> Path:
     digest = hashlib.sha256(f"{file.resolve()}\0{size}\0{changed}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
     home = os.environ.get("XDG_CACHE_HOME", "")
     base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
-    return base / "genosparse" / room / f"{digest}-{file.name}"
+    return base / "genosparse" / room / f"{digest}-{file.name[-_NAME_LETTERS:]}"

@@ -10,13 +10,13 @@ from sam_files import write_sample
 import genosparse as gs
 from genosparse.attention import SparsePattern
 from genosparse.channels import CHANNELS, reverse_complement_channels
-from genosparse.errors import FileFormatError, GenosparseWarning
+from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning
 from genosparse.pretraining import Corpus, HeldOut, MaskingSettings, TrainerSettings, evaluate, mask_window
 from genosparse.pretraining.loop import _batches
 from genosparse.pretraining.masking import NO_TARGET, MaskedWindows
 from genosparse.pretraining.windows import Window
 from genosparse.readers import GenomeChannels
-from genosparse.tokenizers import NucleotideTokenizer
+from genosparse.tokenizers import MASK, NucleotideTokenizer
 
 CONTIGS = {"one": 900, "two": 400}
 
@@ -78,7 +78,7 @@ def test_hidden_at_every_target_and_nowhere_else(reverse: bool) -> None:
     tokens = random.choice(np.array([1, 2, 4, 8, 15], np.uint8), 20_000)
     channels = random.random((20_000, len(CHANNELS)), np.float32) + 0.5
     window = Window(tokens, np.zeros(20_000, bool), channels, CHANNELS)
-    settings = MaskingSettings(reverse_complement=reverse)
+    settings = MaskingSettings(reverse_complement=reverse, channel_dropout=0.0)
     masked = mask_window(window, settings, np.random.default_rng(2))
     is_target = masked.classes != NO_TARGET
     shown = window if np.array_equal(masked.tokens[~is_target], tokens[~is_target]) else window.reverse_complement()
@@ -87,6 +87,30 @@ def test_hidden_at_every_target_and_nowhere_else(reverse: bool) -> None:
         assert (kind & is_target).sum() > 100
         assert not masked.channels[kind & is_target].any()
     assert np.array_equal(masked.channels[~is_target], shown.channels[~is_target])
+
+
+def test_absent_channels_do_not_tell_the_targets() -> None:
+    """Most bases that are shown without channels are none to predict; some windows have none at all."""
+    random = np.random.default_rng(0)
+    tokens = random.choice(np.array([1, 2, 4, 8], np.uint8), 5_000)
+    channels = random.random((5_000, len(CHANNELS)), np.float32) + 0.5
+    window = Window(tokens, np.zeros(5_000, bool), channels, CHANNELS)
+    dark_targets = dark = without = 0
+    for index in range(200):
+        masked = mask_window(window, MaskingSettings(), np.random.default_rng(index))
+        assert masked.channels is not None
+        is_dark = ~masked.channels.any(axis=1)
+        assert is_dark[masked.classes != NO_TARGET].all()
+        if is_dark.all():
+            without += 1
+            continue
+        is_dark &= masked.tokens != MASK
+        dark += int(is_dark.sum())
+        dark_targets += int((is_dark & (masked.classes != NO_TARGET)).sum())
+    assert 10 < without < 60
+    assert 0 < dark_targets < 0.3 * dark
+    with pytest.raises(ConfigError, match=r"data.masking.channel_dropout=1.5"):
+        MaskingSettings(channel_dropout=1.5)
 
 
 def test_what_goes_into_the_model_never_tells_a_target(sample: tuple[gs.Genome, GenomeChannels]) -> None:

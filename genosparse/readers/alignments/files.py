@@ -108,7 +108,7 @@ class AlignmentFile:
             return
         if self._handles is None:
             raise GenosparseError(f"{self.path} has been closed; open it again")
-        self._check_reference(contig)
+        self.check_reference(contig)
         with self._handles.borrowed() as handle:
             try:
                 with quiet_htslib():
@@ -263,7 +263,8 @@ class AlignmentFile:
         names = {contig: name for contig, name in matcher.match_all(self.contigs).items() if name is not None}
         return {contig: name for contig, name in names.items() if self.reference.contigs[name] == self.contigs[contig]}
 
-    def _check_reference(self, contig: str) -> None:
+    def check_reference(self, contig: str) -> None:
+        """Raise ``ContigNotFoundError`` where CRAM's reference lacks a contig, or has another length of it."""
         if self.kind == "CRAM" and self.reference is not None and contig not in self._reference_names:
             raise ContigNotFoundError(
                 f"contig {contig!r} ({self.contigs[contig]} bp) of {self.path} is not in "
@@ -468,8 +469,8 @@ def _close_quietly(handle: pysam.AlignmentFile) -> None:
 
 
 def _forbid_downloads() -> None:
-    """htslib asks the servers that REF_PATH names for what it lacks to decode CRAM."""
-    if "://" in os.environ.get("REF_PATH", ""):
+    """htslib asks the servers that REF_PATH names for what it lacks to decode CRAM; before 1.22, one of its own too."""
+    if "://" in os.environ.get("REF_PATH", "://"):
         os.environ["REF_PATH"] = os.devnull
 
 

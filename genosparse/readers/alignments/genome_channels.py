@@ -56,6 +56,11 @@ class GenomeChannels:
         self._tiles: dict[tuple[str, int], NDArray[np.float32]] | None = {} if keeps else None
         self._noticed = False
 
+    @property
+    def genome(self) -> Genome:
+        """The genome that the positions are of."""
+        return self._genome
+
     def values(self, interval: Interval) -> NDArray[np.float32]:
         """The channels of an interval.
 
@@ -120,6 +125,8 @@ class GenomeChannels:
                 GenosparseWarning,
                 stacklevel=3,
             )
+        for name in present.values():
+            self._alignments.check_contig(name)
         if present and not any(self._has_reads(name) for name in present.values()):
             warnings.warn(
                 f"no read of {self._alignments.path} counts on any contig that is asked for: its channels are 0 "

@@ -372,6 +372,11 @@ class Alignments(Closing):
                 f"{self.path}: read {read.name!r} stores bases as '=', which stands for the reference's; pass "
                 "reference="
             )
+        if read.end > self.contigs[read.contig]:
+            raise SequenceError(
+                f"{self.path}: read {read.name!r} stores bases as '=', and reaches past the end of {read.contig!r} "
+                f"({self.contigs[read.contig]} bp); fetch or write the file again"
+            )
         reference = self._reference.tokens(self._on_reference(Interval(read.contig, read.position0, read.end)))
         operations = records.operations
         for at in np.flatnonzero(operations.read == index).tolist():
@@ -382,6 +387,14 @@ class Alignments(Closing):
                 part[part == PAD] = reference[first : first + length][part == PAD]
         if not read.tokens.all():
             raise SequenceError(f"{self.path}: read {read.name!r} has '=' where it is not aligned to the reference")
+
+    def check_contig(self, contig: str) -> None:
+        """Raise what reading a contig of the header would, as far as the reference of CRAM is concerned.
+
+        Raises:
+            ContigNotFoundError: The file is CRAM, and its reference lacks the contig or has another length of it.
+        """
+        self._file.check_reference(contig)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "reference": self._reference, "filters": self.filters}

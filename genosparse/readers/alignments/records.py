@@ -5,6 +5,7 @@ Layout: section 4.2 of the SAM specification. Legend: R reads, O CIGAR operation
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,6 +165,13 @@ class Records:
             letters = np.clip(sizes - first, 0, 8)
             word &= _LETTERS[letters]
             hashes = np.where(letters > 0, _mixed(hashes ^ word), hashes)
+        # A name that is not available is that of no other read: the record as it is stands for it.
+        nameless = (sizes == 1) & (self.buffer[np.minimum(starts, len(self.buffer) - 1)] == ord("*"))
+        for index in np.flatnonzero(nameless).tolist():
+            record = int(chosen[index])
+            start = int(self.starts[record])
+            content = self.buffer[start : start + 4 + int(self.fields["size"][record])].tobytes()
+            hashes[index] = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
         return hashes
 
     @cached_property
@@ -208,6 +216,12 @@ class Records:
             for index, whole in long.items():
                 parts[index], count[index] = whole, len(whole)
             raw = np.concatenate(parts)
+        if (unknown := raw & 15 >= len(CIGAR_LETTERS)).any():
+            index = int(np.searchsorted(np.cumsum(count), np.argmax(unknown), side="right"))
+            raise FileFormatError(
+                f"{self.path}: the CIGAR of read {self.name(index)!r} has an operation of the unknown kind "
+                f"{int(raw[np.argmax(unknown)]) & 15}; fetch or write the file again"
+            )
         return raw, count
 
     def _raw_operations(self, starts: Ints, count: Ints) -> NDArray[np.uint32]:
@@ -224,7 +238,13 @@ class Records:
         maybe = maybe[raw[first[maybe] + 1] & 15 == 3]
         found = {}
         for index in maybe.tolist():
-            if (whole := self._cg_tag(index)) is not None:
+            try:
+                whole = self._cg_tag(index)
+            except (ValueError, KeyError, IndexError, struct.error):
+                raise FileFormatError(
+                    f"{self.path}: the tags of read {self.name(index)!r} cannot be read; fetch or write the file again"
+                ) from None
+            if whole is not None:
                 found[index] = whole
         return found
 
@@ -241,7 +261,7 @@ class Records:
             elif kind == "B":
                 length = _INT32.unpack_from(tags, at + 1)[0]
                 size = _TAG_SIZES[chr(tags[at])] * length
-                if tag == b"CG":
+                if tag == b"CG" and tags[at] in b"iI":
                     return np.frombuffer(tags, "<u4", length, at + 5)
                 at += 5 + size
             else:

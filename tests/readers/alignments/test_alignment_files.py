@@ -1,7 +1,9 @@
 """Files as labs have them: BAM, CRAM and SAM, with and without an index, whole and broken."""
 
+import contextlib
 import gzip
 import os
+import struct
 import subprocess
 import sys
 import threading
@@ -16,7 +18,13 @@ import pytest
 from sam_files import HEADER, sam_line, write_bam
 
 import genosparse as gs
-from genosparse.errors import ContigNotFoundError, FileFormatError, GenosparseWarning, InputFileNotFoundError
+from genosparse.errors import (
+    ContigNotFoundError,
+    FileFormatError,
+    GenosparseError,
+    GenosparseWarning,
+    InputFileNotFoundError,
+)
 from genosparse.readers.alignments import files
 from genosparse.readers.alignments.index_check import index_fits
 
@@ -440,3 +448,41 @@ def test_reading_while_reading_loses_nothing(tmp_path: Path) -> None:
     next(reads)
     unfinished.close()
     reads.close()
+
+
+@pytest.mark.parametrize(
+    "cigar,tags,message",
+    [
+        ([(0, 4), (9, 2)], b"", "'crafted' has an operation of the unknown kind 9"),
+        ([(0, 4), (12, 2)], b"", "'crafted' has an operation of the unknown kind 12"),
+        ([(4, 4), (3, 10)], b"XXZabc", "the tags of read 'crafted' cannot be read"),
+        ([(4, 4), (3, 10)], b"XXi\1", None),
+        ([(4, 4), (3, 10)], b"CGBc" + struct.pack("<i", 4) + b"\1\1\1\1", None),
+    ],
+)
+def test_crafted_records_end_in_one_line_or_read(
+    tmp_path: Path, cigar: list[tuple[int, int]], tags: bytes, message: str | None
+) -> None:
+    """What htslib lets pass: kinds of operations that there are not, and tags that run past the record."""
+    name, text = b"crafted\0", b"@HD\tVN:1.6\tSO:coordinate\n@SQ\tSN:one\tLN:400\n"
+    body = struct.pack("<iiBBHHHiiii", 0, 10, len(name), 60, 4681, len(cigar), 0, 4, -1, -1, 0) + name
+    body += b"".join(struct.pack("<I", length << 4 | kind) for kind, length in cigar) + b"\x12\x48" + b" " * 4 + tags
+    path = tmp_path / "crafted.bam"
+    with pysam.BGZFile(str(path), "wb") as file:
+        file.write(b"BAM\1" + struct.pack("<i", len(text)) + text + struct.pack("<ii4si", 1, 4, b"one\0", 400))
+        file.write(struct.pack("<i", len(body)) + body)
+    with gs.Alignments(path) as alignments:
+        for read in (lambda: list(alignments.reads()), lambda: alignments.channels(gs.Interval("one", 0, 400))):
+            if message is None:
+                with contextlib.suppress(GenosparseError):
+                    read()
+                continue
+            with pytest.raises(FileFormatError, match=message):
+                read()
+
+
+def test_file_names_may_be_as_long_as_names_can_be(tmp_path: Path) -> None:
+    path = write_bam(tmp_path / "reads.bam", [sam_line("r", 11, "50M")])
+    path = path.rename(tmp_path / f"{'n' * 236}.bam")
+    with gs.Alignments(path) as alignments:
+        assert alignments.channels(gs.Interval("one", 0, 400))["depth"].sum() == 50

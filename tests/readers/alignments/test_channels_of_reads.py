@@ -320,3 +320,40 @@ def test_long_reads_with_long_insertions(tmp_path: Path) -> None:
             for start, end in ((0, 100_000), (1303, 1304), (30_500, 31_500)):
                 found = alignments.channels(gs.Interval("one", start, end)).values
                 np.testing.assert_allclose(found, channels_by_hand(path, "one", start, end, filters), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_small_counters_pieces_and_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Counts that are full, pieces that end and batches that end after a few reads, in all orders."""
+    monkeypatch.setattr("genosparse.readers.alignments.pileup._MOST_COUNT", 5)
+    monkeypatch.setattr("genosparse.readers.alignments.pileup._PIECE_BASES", 64)
+    monkeypatch.setattr("genosparse.readers.alignments.pileup._LONG_RUN", 16)
+    monkeypatch.setattr("genosparse.readers.alignments.files._BATCH_BYTES", 2_000)
+    random = np.random.default_rng(seed)
+    lines = []
+    for number in range(150):
+        cigar = str(random.choice(["30M", "30M", "29M", "90M", "5M2I8M3D40M", "3S20M10N20M1I9M", "4M1I4M1I4M"]))
+        bases = "".join(random.choice(list("ACGTN"), 120))
+        qualities = "".join(chr(33 + value) for value in random.integers(0, 40, 120))
+        length = sum(int(size) for size, kind in parts_of(cigar) if kind in "MIS")
+        position = int(random.integers(1, 280))
+        lines.append(sam_line(f"r{number}", position, cigar, bases=bases, qualities=qualities[:length]))
+    path = write_bam(tmp_path / "reads.bam", lines)
+    for filters in (gs.ReadFilters(), gs.ReadFilters(min_base_quality=12)):
+        with gs.Alignments(path, filters=filters) as alignments:
+            for start, end in ((0, 400), (100, 160), (133, 134), (0, 120)):
+                found = alignments.channels(gs.Interval("one", start, end)).values
+                np.testing.assert_allclose(found, channels_by_hand(path, "one", start, end, filters), rtol=1e-6)
+
+
+def test_reads_without_a_name_are_reads_of_their_own(tmp_path: Path) -> None:
+    lines = [sam_line("*", 1 + number % 7, "50M", bases="ACGT" * 20, quality=number % 60) for number in range(80)]
+    path = write_bam(tmp_path / "reads.bam", lines)
+    with gs.Alignments(path, filters=gs.ReadFilters(max_depth=10)) as alignments:
+        depth = alignments.channels(gs.Interval("one", 10, 40))["depth"]
+    assert 10 <= depth.min() <= depth.max() <= 14  # 80 records of which some are the same
+    mates = [
+        sam_line("*", 11, "10M", flags=99, mate=("=", 15)),
+        sam_line("*", 15, "10M", flags=147, mate=("=", 11)),
+    ]
+    assert channels_of(tmp_path, mates, 10, 24)["depth"] == [1] * 4 + [2] * 6 + [1] * 4
