@@ -434,7 +434,11 @@ def judge(folder: str, name: str, seed: int, keep: str | None = None) -> dict[st
         if what.startswith("index"):
             where = difference(source.reader, lines, original)
             return {"outcome": "wrong", "what": what, "how": f"not as without the index: {where}"}
-        where = _beside_oracle(source, path, lines)
+        is_whole_only = path.suffix in (".gz", ".bgz", ".bcf", ".bam", ".cram", ".2bit")
+        if is_whole_only and what == "file _cut":  # of which samtools and bcftools only warn
+            where = f"{len(lines)} records of a file that was cut off"
+        else:
+            where = _beside_oracle(source, path, lines)
     return {"outcome": "wrong", "what": what, "how": where} if where else {"outcome": "oracle", "what": what}
 
 
