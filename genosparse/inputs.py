@@ -57,6 +57,8 @@ def is_bgzf(head: bytes) -> bool:
 
 def refuse_other_compression(path: str | Path, head: bytes) -> None:
     """Raise ``FileFormatError`` for a file that begins with ``head`` and is compressed by neither gzip nor bgzip."""
+    if head == b"\x1f":  # a blank, to Python
+        raise truncated_error(path)
     for name, start in _OTHER_COMPRESSION.items():
         if start.match(head):
             raise FileFormatError(
