@@ -32,8 +32,8 @@ class ReadCorpus(WindowSource):
     shown about as often as any other: a read is drawn by its length, and by ``context`` where it is shorter. Mates have
     one name, and so are on one side of the split; reads of one place of the genome may be on both.
 
-    Memory is a byte for each base, and at most ``max_bases`` of them: where the files have more, the reads whose names
-    have the lowest hashes are taken, the same ones in every run.
+    Memory is a byte for each base and some sixty for each read, with at most ``max_bases`` bases: where the files have
+    more, the reads whose names have the lowest hashes are taken, the same ones in every run.
 
     Args:
         sources: Where the reads are from, each as its own filters say; see ``Alignments.sequenced_tokens``.
