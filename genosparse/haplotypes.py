@@ -207,6 +207,7 @@ def haplotype(
     canvas = _Canvas(interval)
     skipped = []
     phase_sets: dict[int, None] = {}
+    too_few = enough = 0
     matcher = contig_matcher(genome)
     for variant in _on_contig(variants, contig, genome, matcher):
         alt, reason, phase_set = _chosen_alt(variant, sample, phase, unphased)
@@ -215,10 +216,17 @@ def haplotype(
         if reason is None and alt is not None:
             reason = no_sequence(variant.ref, alt) or place_problem(variant, genome, matcher)[0]
             reason = reason or canvas.add(variant, alt)
+        too_few += reason == "ploidy"
+        enough += reason is None
         if reason is not None:
             skipped.append(SkippedVariant(variant, alt, reason))
         elif phase_set is not None:
             phase_sets[phase_set] = None
+    if phase > 1 and too_few and not enough:  # a second one of a haploid is a question that may be asked
+        raise ConfigError(
+            f"phase={phase}: none of the {too_few} genotypes of sample {sample!r} in {interval} has so many alleles; "
+            "phases count from 0, and are 0 and 1 of a diploid"
+        )
     return canvas.finish(reference, tuple(skipped), tuple(phase_sets))
 
 

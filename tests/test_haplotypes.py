@@ -453,3 +453,10 @@ def test_random_variants_as_bcftools_consensus_has_them(tmp_path):
             theirs = by_bcftools(genome, vcf, interval, "-s", "S", "-H", str(phase + 1))
             assert first_difference(ours.sequence, theirs) is None
             assert len(ours.applied) > 800
+
+
+def test_a_phase_that_no_genotype_has_is_refused(genome):
+    variants = [v(2, "G", "A", gt="0|1"), v(6, "C", "A", gt="1|1")]
+    with pytest.raises(ConfigError, match="phase=2: none of the 2 genotypes of sample 'S'"):
+        apply(genome, *variants, sample="S", phase=2)
+    assert apply(genome, *variants, sample="S", phase=1).applied

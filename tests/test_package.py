@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,12 @@ def test_nothing_in_the_package_imports_the_pipelines() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not any(name.startswith("genosparse.pipelines") for name in names), path
+
+
+@pytest.mark.skipif(not (ROOT.parent / "pyproject.toml").exists(), reason="not a checkout")
+def test_every_package_is_installed() -> None:
+    settings = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = [*ROOT.rglob("__init__.py"), *(ROOT.parent / name / "__init__.py" for name in ("conf", "pipelines"))]
+    names = [".".join(folder.parent.relative_to(ROOT.parent).parts) for folder in folders]
+    moved = {folder: package for package, folder in settings["package-dir"].items()}
+    assert sorted(settings["packages"]) == sorted(moved.get(name, name) for name in names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -35,7 +36,15 @@ def save_model(
     except OSError as error:
         raise OutputError(f"cannot make the model folder {folder}: {error.strerror}; choose another path") from error
     with atomic_output(folder / WEIGHTS_FILE) as file:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        file.touch()  # with the permissions of a file that anybody makes
+        mode = file.stat().st_mode & 0o777
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+        except SafetensorError as error:
+            if "No space left" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
+        file.chmod(mode)  # safetensors keeps files to their owner
     if card is not None:
         with atomic_output(folder / CARD_FILE) as file:
             file.write_text(card, encoding="utf-8")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import math
+import os
 import signal
 import time
 import warnings
@@ -263,7 +265,12 @@ def _save_checkpoint(path: Path, encoder: Encoder, optimizer: Any, step: int, mi
         "minutes": minutes,
     }
     with atomic_output(path) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch has no error of its own for a full disk
+            if "inline_container" in str(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+            raise
 
 
 def _load_checkpoint(path: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> tuple[int, float]:

@@ -77,12 +77,17 @@ def read_intervals(
     Raises:
         InputFileNotFoundError: The file does not exist or cannot be read, and it is no region.
         FileFormatError: A line is malformed, named with its number; or the file is truncated.
-        IntervalError: A region that cannot be.
+        IntervalError: A region that cannot be, or kinds are asked of one.
     """
     text = str(source)
     if text != STANDARD_INPUT and not Path(source).exists():
         is_contig = lengths is not None and text.strip() in lengths
         if is_contig or (":" in text and "/" not in text):
+            if kinds is not None:
+                raise IntervalError(
+                    f"{text} is a region, which has no kinds of features ({', '.join(sorted(kinds))}); leave the kinds "
+                    "out, or give a file of features"
+                )
             return iter([parse_region(text, lengths)])
         raise InputFileNotFoundError(f"{text} does not exist; expected {_EXPECTED}")
     return _intervals_of(TextLines(source, _EXPECTED), kinds, blocks)

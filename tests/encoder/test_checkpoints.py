@@ -1,6 +1,8 @@
 """Model folders: a round trip, and every way in which one can be wrong."""
 
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +100,24 @@ def test_missing_folder_is_named(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_made_is_named(folder: Path) -> None:
     with pytest.raises(OutputError, match="cannot make the model folder"):
         Encoder.from_pretrained(folder).save_pretrained(folder / "config.json" / "inside")
+
+
+def test_others_may_read_what_the_umask_lets_them(folder: Path) -> None:
+    other = folder / "other"
+    other.touch()
+    for name in ("config.json", "model.safetensors", "README.md"):
+        assert (folder / name).stat().st_mode == other.stat().st_mode
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here")
+    try:
+        with pytest.raises(OutputError, match="No space left on device; free some space first"):
+            Encoder.from_pretrained(folder).save_pretrained(disk / "model")
+        assert not [path for path in disk.rglob("*") if path.is_file()]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -176,3 +176,8 @@ def test_real_annotations_agree(test_data: Path) -> None:
     assert from_genbank == parts
     assert len(from_gff & from_genbank) > 4200
     assert sum(1 for _ in read_features(test_data / "yeast" / "S_cerevisiae.gff3.gz")) == 23_058
+
+
+def test_regions_have_no_kinds() -> None:
+    with pytest.raises(IntervalError, match=r"chrM:1-100 is a region, which has no kinds of features \(gene\)"):
+        read_intervals("chrM:1-100", kinds={"gene"})

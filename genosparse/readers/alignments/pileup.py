@@ -79,6 +79,8 @@ class ReadFilters:
             _check_number(name, getattr(self, name), 0, most)
         if self.max_depth is not None:
             _check_number("max_depth", self.max_depth, 1, 2**31 - 1)
+        if not isinstance(self.count_overlaps, bool):
+            raise ConfigError(f"count_overlaps={self.count_overlaps!r}: expected True or False")
         if self.exclude_flags & self.require_flags:
             raise ConfigError(
                 f"exclude_flags={self.exclude_flags:#x} and require_flags={self.require_flags:#x} have bits in common: "

@@ -282,7 +282,9 @@ class Alignments(Closing):
 
     def _located(self, interval: Interval) -> Interval:
         """The interval under the file's own name of the contig, inside it."""
-        contig = self._matcher.match(interval.contig)
+        # The file's own names need no matching, whatever other names were asked for before.
+        own = interval.contig in self.contigs
+        contig = interval.contig if own else self._matcher.match(interval.contig)
         if contig is None:
             raise contig_not_found(interval.contig, self.contigs, str(self.path))
         if interval.end > self.contigs[contig]:

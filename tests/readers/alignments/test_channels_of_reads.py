@@ -14,7 +14,7 @@ from sam_files import channels_by_hand, parts_of, sam_line, write_bam
 
 import genosparse as gs
 from genosparse.channels import CHANNELS
-from genosparse.errors import ConfigError, ContigNotFoundError, IntervalError, SequenceError
+from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError, SequenceError
 
 ALL = dict.fromkeys(CHANNELS, ...)
 
@@ -357,3 +357,19 @@ def test_reads_without_a_name_are_reads_of_their_own(tmp_path: Path) -> None:
         sam_line("*", 15, "10M", flags=147, mate=("=", 11)),
     ]
     assert channels_of(tmp_path, mates, 10, 24)["depth"] == [1] * 4 + [2] * 6 + [1] * 4
+
+
+def test_contigs_by_any_name_in_any_order(tmp_path: Path) -> None:
+    header = "@HD\tVN:1.6\tSO:coordinate\n@SQ\tSN:chr20\tLN:400\n"
+    path = write_bam(tmp_path / "reads.bam", [sam_line("r", 11, "50M", contig="chr20")], header)
+    with gs.Alignments(path) as alignments:
+        depths = []
+        with pytest.warns(GenosparseWarning, match="20"):
+            depths.append(alignments.channels(gs.Interval("20", 0, 100))["depth"].sum())
+        depths += [alignments.channels(gs.Interval(name, 0, 100))["depth"].sum() for name in ("chr20", "20")]
+    assert depths == [50, 50, 50]
+
+
+def test_filters_are_checked() -> None:
+    with pytest.raises(ConfigError, match="count_overlaps='no': expected True or False"):
+        gs.ReadFilters(count_overlaps="no")
