@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -195,7 +196,7 @@ def read_head(path: str | Path, size: int) -> bytes:
                 raise damaged_error(path, error) from None
 
 
-class Closing:
+class Closing(ABC):
     """A context manager that closes itself at the end."""
 
     def __enter__(self) -> Self:
@@ -204,9 +205,9 @@ class Closing:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
         """Close what is open."""
-        raise NotImplementedError
 
 
 class TextLines(Closing):
