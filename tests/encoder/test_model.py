@@ -182,7 +182,7 @@ from genosparse.encoder import Encoder, EncoderConfig
 from omegaconf import OmegaConf
 with initialize_config_module("genosparse.conf", version_base="1.3"):
     model = OmegaConf.to_container(compose("model/long").model)
-del model["name"], model["context"]
+del model["name"], model["context"], model["channels"]
 encoder = Encoder(EncoderConfig.from_dict(model))
 encoder.activation_checkpointing = True
 tokens = torch.tensor([1, 2, 4, 8], dtype=torch.uint8)[torch.randint(0, 4, (1, 131_072))]
