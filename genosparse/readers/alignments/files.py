@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import struct
 import tempfile
@@ -10,11 +11,12 @@ import threading
 import warnings
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from io import FileIO
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pysam
@@ -31,12 +33,15 @@ from genosparse.inputs import check_bgzf_end, check_input_file, damaged_block, i
 from genosparse.intervals import position_1based
 from genosparse.readers._cache import cache_stem, file_version
 from genosparse.readers._htslib import PerThread, quiet_htslib, samtools
+from genosparse.readers.alignments.bam import BinIndex, first_record, read_records
 from genosparse.readers.alignments.index_check import index_fits
 from genosparse.readers.alignments.records import Records
 from genosparse.readers.alignments.sam_text import check_records, header_problem, record_line
 from genosparse.readers.fasta import Genome
 
 __all__ = ["AlignmentFile"]
+
+_Handle = TypeVar("_Handle", pysam.AlignmentFile, pysam.BGZFile)
 
 _EXPECTED = "a BAM, CRAM or SAM file"
 _BATCH_BYTES, _MOST_AT_ONCE = 1 << 22, 64
@@ -84,9 +89,10 @@ class AlignmentFile:
         self.reference = reference
         self._version = file_version(self.path)
         self._link: tempfile.TemporaryDirectory[str] | None = None
-        self._handles: PerThread[pysam.AlignmentFile] | None = PerThread(self._open_indexed)
+        self._handles: PerThread[pysam.AlignmentFile | pysam.BGZFile] | None = PerThread(self._open_indexed)
         self._index_lock = threading.Lock()
-        with quiet_htslib(), self._opened() as handle:
+        self._bins: BinIndex | None = None
+        with quiet_htslib(), self._opened(self._open) as handle:
             self.contigs = dict(zip(handle.references, handle.lengths, strict=True))
             self.header: Mapping[str, object] = self._header(handle)
             self._version_of_cram = handle.version[0] if self.kind == "CRAM" else None
@@ -100,29 +106,74 @@ class AlignmentFile:
             FileFormatError: The file is truncated or damaged.
         """
         if contig is None:
-            self._check_all_references()
-            if self.kind == "SAM":
-                check_records(self.path, self.contigs)
-            with self._opened() as handle:
-                yield from self._converted(handle, handle.fetch(until_eof=True))
+            yield from self._all_batches()
             return
         if self._handles is None:
             raise GenosparseError(f"{self.path} has been closed; open it again")
         self.check_reference(contig)
         with self._handles.borrowed() as handle:
             try:
-                with quiet_htslib():
-                    reads = handle.fetch(contig, start, end)
-                yield from self._converted(handle, reads)
+                if isinstance(handle, pysam.BGZFile):
+                    yield from self._overlapping(handle, self._numbers[contig], start, end)
+                else:
+                    with quiet_htslib():
+                        reads = handle.fetch(contig, start, end)
+                    yield from self._converted(handle, reads)
             except BaseException:  # a handle that failed, or was left in the middle, is not used again
                 _close_quietly(handle)
                 raise
+
+    def _all_batches(self) -> Iterator[Records]:
+        self._check_all_references()
+        if self.kind == "BAM":
+            with self._opened(self._open_blocks) as stream:
+                for records in self._unpacked_records(stream, [(first_record(stream), None)]):
+                    _ = records.operations  # htslib refuses a CIGAR that is not as long as its sequence
+                    yield records
+            return
+        if self.kind == "SAM":
+            check_records(self.path, self.contigs)
+        with self._opened(self._open) as handle:
+            yield from self._converted(handle, handle.fetch(until_eof=True))
+
+    def _overlapping(self, stream: pysam.BGZFile, contig: int, start: int, end: int) -> Iterator[Records]:
+        """The records of a BAM file sorted by position that overlap an interval."""
+        assert self._bins is not None
+        for records in self._unpacked_records(stream, self._bins.spans(contig, start, end)):
+            beyond = (records.fields["contig"] != contig) | (records.fields["position0"] >= end)
+            overlaps = ~beyond
+            earlier = overlaps & (records.fields["position0"] < start)
+            if earlier.any():
+                overlaps[earlier] = records.where(earlier).ends > start
+            if overlaps.any():
+                yield records.where(overlaps)
+            if beyond.any():
+                return
+
+    def _unpacked_records(self, stream: pysam.BGZFile, spans: Sequence[tuple[int, int | None]]) -> Iterator[Records]:
+        records = None
+        try:
+            for records in read_records(stream, spans, len(self.contigs), self.path):
+                yield records
+        except (OSError, ValueError) as error:
+            if isinstance(error, GenosparseError):
+                raise
+            raise self._damaged(None if records is None else records.name(len(records) - 1), error) from None
 
     def close(self) -> None:
         """Close the file."""
         self._handles = None
         if self._link is not None:
             self._link.cleanup()
+
+    def _open_blocks(self, path: Path) -> pysam.BGZFile:
+        with quiet_htslib():
+            try:
+                stream = pysam.BGZFile(str(path), "rb")
+            except OSError:
+                raise InputFileNotFoundError(f"{path} does not exist any more, or cannot be read") from None
+        self._check_unchanged(stream)
+        return stream
 
     def _open(self, path: Path, index: Path | None = None) -> pysam.AlignmentFile:
         options: dict[str, object] = {}
@@ -149,14 +200,17 @@ class AlignmentFile:
                     if problem
                     else f"{self.path} has a damaged or unfinished header; expected {_EXPECTED}"
                 ) from None
-        if file_version(self.path) != self._version:
-            handle.close()
-            raise FileFormatError(f"{self.path} has changed since it was opened; start again")
+        self._check_unchanged(handle)
         return handle
 
+    def _check_unchanged(self, handle: pysam.AlignmentFile | pysam.BGZFile) -> None:
+        if file_version(self.path) != self._version:
+            _close_quietly(handle)
+            raise FileFormatError(f"{self.path} has changed since it was opened; start again")
+
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[pysam.AlignmentFile]:
-        handle = self._open(self.path)
+    def _opened(self, open_handle: Callable[[Path], _Handle]) -> Iterator[_Handle]:
+        handle = open_handle(self.path)
         try:
             yield handle
         except BaseException:
@@ -167,10 +221,22 @@ class AlignmentFile:
         except (OSError, TypeError):  # pysam cannot say it of a file that has no name
             raise FileFormatError(f"{self.path} is truncated or damaged; fetch or write it again") from None
 
-    def _open_indexed(self) -> pysam.AlignmentFile:
+    def _open_indexed(self) -> pysam.AlignmentFile | pysam.BGZFile:
         with self._index_lock:
             path, index = self._indexed()
-        return self._open(path, index)
+            if self.kind != "CRAM" and self._bins is None:
+                self._bins = self._read_bins(index)
+        return self._open(path, index) if self.kind == "CRAM" else self._open_blocks(path)
+
+    def _read_bins(self, index: Path) -> BinIndex:
+        try:
+            data = index.read_bytes()
+            bins = BinIndex(gzip.decompress(data) if is_gzip(data) else data)
+        except (OSError, EOFError, ValueError, zlib.error, struct.error):
+            bins = None
+        if bins is None or len(bins) != len(self.contigs):
+            raise FileFormatError(f"the index {index} of {self.path} is damaged; remove it, and it is made anew")
+        return bins
 
     def _header(self, handle: pysam.AlignmentFile) -> Mapping[str, object]:
         try:
@@ -179,7 +245,7 @@ class AlignmentFile:
             raise FileFormatError(f"{self.path} has a header line that cannot be read ({_reason(error)})") from None
 
     def _converted(self, handle: pysam.AlignmentFile, reads: Iterator[pysam.AlignedSegment]) -> Iterator[Records]:
-        """Reads as BAM's bytes: htslib decodes BAM, CRAM and SAM, and hands the packed records over many at a time."""
+        """Reads as BAM's bytes: htslib decodes CRAM and SAM, and hands the packed records over many at a time."""
         reads = iter(reads)
         last: pysam.AlignedSegment | None = None
         done, count = False, 1
@@ -205,13 +271,17 @@ class AlignmentFile:
                             more = max(size - size_before, 1 << 16)
                             count = max(1, min(2 * count, _MOST_AT_ONCE, count * (_BATCH_BYTES // 8) // more))
                 except (OSError, ValueError, OverflowError) as error:
-                    raise self._damaged(last, error) from None
+                    raise self._damaged(None if last is None else last.query_name, error) from None
                 finally:
                     writer.close()
                 data = _unpacked(scratch, scratch.tell())
-                records = Records.parse(data[_SHORT_CONTIG.size * len(self.contigs) :], self.path)
+                records, _ = Records.parse(data[_SHORT_CONTIG.size * len(self.contigs) :], len(self.contigs), self.path)
                 if len(records):
                     yield records
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {contig: number for number, contig in enumerate(self.contigs)}
 
     @cached_property
     def _short_header(self) -> pysam.AlignmentHeader:
@@ -219,9 +289,10 @@ class AlignmentFile:
         names = [f"{number:08}" for number in range(len(self.contigs))]
         return pysam.AlignmentHeader.from_references(names, [1] * len(names), add_sq_text=False)
 
-    def _damaged(self, last: pysam.AlignedSegment | None, error: Exception) -> FileFormatError:
+    def _damaged(self, last: str | None, error: Exception) -> FileFormatError:
+        """What is wrong after the read of a name (None: from the beginning)."""
         with quiet_htslib():
-            where = "at its first record" if last is None else f"after read {last.query_name!r}"
+            where = "at its first record" if last is None else f"after read {last!r}"
             if self.kind == "BAM" and (byte := damaged_block(self.path)) is not None:
                 where += f", in the block at byte {byte}"
             if self.kind == "SAM":
@@ -462,7 +533,7 @@ def _unpacked(scratch: FileIO, size: int) -> np.ndarray[tuple[int], np.dtype[np.
     return data[8 + text_bytes + 4 :]  # "BAM\1", length of the text, text, number of contigs
 
 
-def _close_quietly(handle: pysam.AlignmentFile) -> None:
+def _close_quietly(handle: pysam.AlignmentFile | pysam.BGZFile) -> None:
     """Close a handle that may have met with damage, of which its closing would tell once more."""
     with contextlib.suppress(OSError, TypeError):
         handle.close()

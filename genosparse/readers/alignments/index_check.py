@@ -15,13 +15,12 @@ import pysam
 
 from genosparse.readers._bgzf_chunks import Chunks, chunks_fit
 from genosparse.readers._htslib import quiet_htslib
+from genosparse.readers.alignments.bam import BinIndex, first_record
 
 __all__ = ["index_fits"]
 
 _RECORD = struct.Struct("<iii")  # size, contig, position of a BAM record
 _NUM_SAMPLED = 64
-_BAI_DEPTH = 5
-_MOST_DEPTH = 10
 
 
 def index_fits(path: Path, index: Path, num_contigs: int, changed: int) -> bool:
@@ -48,44 +47,17 @@ def index_fits(path: Path, index: Path, num_contigs: int, changed: int) -> bool:
 
 
 def _bins_fit(stream: pysam.BGZFile, data: bytes, num_contigs: int) -> bool:
-    is_csi = data[:4] == b"CSI\x01"
-    if not is_csi and data[:4] != b"BAI\x01":
+    index = BinIndex(data)
+    if len(index) != num_contigs:
         return False
-    at, depth = 4, _BAI_DEPTH
-    if is_csi:
-        _, depth, aux_bytes = struct.unpack_from("<iii", data, at)
-        at += 12 + aux_bytes
-    (count,) = struct.unpack_from("<i", data, at)
-    at += 4
-    if count != num_contigs or not 0 <= depth <= _MOST_DEPTH:
-        return False
-    num_bins = ((1 << 3 * (depth + 1)) - 1) // 7
-    chunks = Chunks(num_bins)
-    for _ in range(count):
+    chunks = Chunks(index.num_bins)
+    for contig in range(len(index)):
+        bins = index.bins(contig)
         chunks.begin_contig()
-        has_pseudo_bin = False
-        (number_of_bins,) = struct.unpack_from("<i", data, at)
-        at += 4
-        for _ in range(number_of_bins):
-            (number,) = struct.unpack_from("<I", data, at)
-            if is_csi and number != num_bins + 1:
-                chunks.add_places(struct.unpack_from("<Q", data, at + 4))
-            at += 12 if is_csi else 4
-            (num_chunks,) = struct.unpack_from("<i", data, at)
-            offsets = struct.unpack_from(f"<{2 * num_chunks}Q", data, at + 4)
-            if number == num_bins + 1:  # the pseudo-bin: counts of records where others hold offsets
-                if has_pseudo_bin or num_chunks != 2:
-                    return False
-                has_pseudo_bin = True
-            else:
-                chunks.add_bin(number, offsets)
-            at += 4 + 16 * num_chunks
-        if not is_csi:
-            (num_windows,) = struct.unpack_from("<i", data, at)
-            chunks.add_linear(struct.unpack_from(f"<{num_windows}Q", data, at + 4))
-            at += 4 + 8 * num_windows
-    if at not in (len(data), len(data) - 8):  # the number of reads without a place may follow
-        return False
+        for number, offsets in bins.chunks.items():
+            chunks.add_bin(number, offsets)
+        chunks.add_places(list(bins.lows.values()))
+        chunks.add_linear(bins.linear)
 
     def contig_at(offset: int) -> int | None:
         stream.seek(offset)
@@ -97,19 +69,7 @@ def _bins_fit(stream: pysam.BGZFile, data: bytes, num_contigs: int) -> bool:
         return int.from_bytes(stream.read(16)[14:], "little")
 
     # BAM's records have the bin of a BAI.
-    return chunks_fit(chunks, _first_record(stream), contig_at, None if is_csi else bin_at)
-
-
-def _first_record(stream: pysam.BGZFile) -> int:
-    """Virtual offset of a BAM file's first record."""
-    stream.seek(0)
-    _, text_bytes = struct.unpack("<4si", stream.read(8))
-    stream.read(text_bytes)
-    (num_contigs,) = struct.unpack("<i", stream.read(4))
-    for _ in range(num_contigs):
-        (name_bytes,) = struct.unpack("<i", stream.read(4))
-        stream.read(name_bytes + 4)
-    return int(stream.tell())
+    return chunks_fit(chunks, first_record(stream), contig_at, None if index.is_csi else bin_at)
 
 
 def _crai_fits(path: Path, data: bytes) -> bool:

@@ -46,6 +46,7 @@ _FIELDS = np.dtype(
         ("mate_position0", "<i4"), ("template_length", "<i4"),
     ]
 )  # fmt: skip
+_LEAST_SIZE = _FIELDS.itemsize - 4  # of a record behind its size
 _NO_FIELDS = np.empty(0, _FIELDS)
 _INT32 = struct.Struct("<i")
 _TAG_SIZES = {"A": 1, "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "f": 4}
@@ -82,20 +83,51 @@ class Records:
     path: Path
 
     @classmethod
-    def parse(cls, buffer: NDArray[np.uint8], path: Path) -> Records:
-        """Find the records in a buffer that holds whole ones alone."""
+    def parse(cls, buffer: NDArray[np.uint8], num_contigs: int, path: Path) -> tuple[Records, int]:
+        """Find the whole records from the beginning of a buffer, and where the first unfinished one begins.
+
+        Args:
+            buffer: BAM's bytes, from the beginning of a record.
+            num_contigs: Contigs in the header.
+            path: The file that they are from, for messages.
+
+        Raises:
+            ValueError: The sizes in a record contradict each other, or it is on a contig that does not exist.
+        """
         # Each record tells where the next one begins: its size, at any of four alignments.
         view = buffer.data
-        sizes = [view[shift : shift + (len(view) - shift) // 4 * 4].cast("i") for shift in range(4)]
+        sizes = [view[shift : shift + max(0, len(view) - shift) // 4 * 4].cast("i") for shift in range(4)]
         starts: list[int] = []
-        at, end = 0, len(view)
         found = starts.append
-        while at < end:
+        at, last = 0, len(view) - _FIELDS.itemsize
+        following = 0
+        while at <= last:
+            size = sizes[at & 3][at >> 2]
+            following = at + 4 + size
+            if size < _LEAST_SIZE or following > len(view):
+                break
             found(at)
-            at += 4 + sizes[at & 3][at >> 2]
+            at = following
+        if at <= last and sizes[at & 3][at >> 2] < _LEAST_SIZE:
+            raise ValueError("a record has an impossible size")
         where = np.array(starts, np.int64)
         fields = sliding_window_view(buffer, _FIELDS.itemsize)[where].view(_FIELDS)[:, 0] if starts else _NO_FIELDS
-        return cls(buffer, where, fields, path)
+        records = cls(buffer, where, fields, path)
+        records._check(num_contigs)
+        return records, at
+
+    def _check(self, num_contigs: int) -> None:
+        """What htslib, too, looks at in a record that it reads."""
+        num_bases = self.num_bases
+        needed = self.quality_starts - self.starts + num_bases - 4
+        wrong = (num_bases < 0) | (needed > self.fields["size"]) | (self.fields["name_bytes"] == 0)
+        for field in ("contig", "mate_contig"):
+            wrong |= (self.fields[field] < -1) | (self.fields[field] >= num_contigs)
+        wrong |= (self.fields["position0"] < -1) | (self.fields["mate_position0"] < -1)
+        if not wrong.any():
+            wrong = self.buffer[self._cigar_starts - 1] != 0  # a name ends with NUL
+        if wrong.any():
+            raise ValueError("the numbers of a record contradict each other")
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -196,6 +228,11 @@ class Records:
                 "length; fetch or write the file again"
             )
         return operations
+
+    @property
+    def ends(self) -> Ints:
+        """The reference position after each read's last base; its position + 1 where it has no alignment, ``[R]``."""
+        return np.where(self.flags & Flag.UNMAPPED != 0, self.position0 + 1, self.operations.ends)
 
     def cigars(self) -> list[str]:
         """CIGAR of each record as text, ``*`` where there is none."""
