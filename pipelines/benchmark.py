@@ -12,13 +12,17 @@ import genosparse
 from genosparse import example_data
 from genosparse.attention import SparsePattern
 from genosparse.benchmarking.attention import AttentionSuite
+from genosparse.benchmarking.encoder import EncoderSuite
+from genosparse.benchmarking.encoder_rivals import ENCODERS
 from genosparse.benchmarking.kernels import KernelSuite
 from genosparse.benchmarking.machine import describe_machine
 from genosparse.benchmarking.readers import LENGTHS as READER_LENGTHS
 from genosparse.benchmarking.readers import ReaderSuite
 from genosparse.benchmarking.results import Journal, Row, read_results, write_results
 from genosparse.benchmarking.suites import Suite
+from genosparse.benchmarking.training import TrainingSuite
 from genosparse.benchmarking.tuning import TuningSuite
+from genosparse.benchmarking.variant_effect import VariantEffectSuite
 from genosparse.errors import ConfigError
 from genosparse.loggers import LOGGERS, open_logger
 from genosparse.outputs import holds_run, open_run
@@ -29,11 +33,15 @@ __all__ = ["main"]
 
 RESULTS = "results.json"
 JOURNAL = "finished.jsonl"
-_OWNED = (RESULTS, JOURNAL, "attention.png", "readers.png", "configurations.json", "kernels.md", "wandb", "wandb-id")
+_PICTURES = (
+    "attention.png", "encoder.png", "encoder-memory.png", "readers.png", "training.png", "training-memory.png",
+    "variant-effect.png",
+)  # fmt: skip
+_OWNED = (RESULTS, JOURNAL, *_PICTURES, "configurations.json", "kernels.md", "wandb", "wandb-id")
 _MAX_LENGTH = 1 << 24
 
 
-@app.pipeline("benchmark", paths=("run_dir", "genome", "variants", "alignments", "reference"))
+@app.pipeline("benchmark", paths=("run_dir", "genome", "model", "variants", "alignments", "reference"))
 def main(config: DictConfig) -> None:
     """Measure a suite unit by unit into ``run_dir``, then write and print its tables."""
     name = app.choice(config, "suite", _SUITES)
@@ -126,16 +134,81 @@ def _kernels(config: DictConfig, runtime: app.Runtime) -> Suite:
     )
 
 
-def _readers(config: DictConfig, runtime: app.Runtime) -> Suite:
-    def given(key: str) -> str | None:
-        return None if OmegaConf.select(config, key) is None else app.path(config, key)
+def _encoder(config: DictConfig, runtime: app.Runtime) -> Suite:
+    _only_on_cpu(runtime)
+    rivals = _names(config, "rivals") if app.is_given("rivals") else tuple(ENCODERS)[1:]
+    return EncoderSuite(
+        pattern=SparsePattern.from_dict(app.as_dict(config.pattern)),
+        lengths=_integers(config, "lengths", maximum=_MAX_LENGTH),
+        layers=_integers(config, "layers", maximum=1 << 10) if app.is_given("layers") else (1, 4),
+        width=app.integer(config, "width", minimum=1),
+        heads=app.integer(config, "heads", minimum=1, maximum=1 << 16),
+        rivals=rivals,
+        dtypes=_names(config, "dtypes") or ("float32", "bfloat16"),
+        repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
+        max_seconds=app.number(config, "max_seconds", minimum=0),
+        memory_limit=_memory_limit(config),
+    )
 
+
+def _training(config: DictConfig, runtime: app.Runtime) -> Suite:
+    _only_on_cpu(runtime)
+    return TrainingSuite(
+        pattern=SparsePattern.from_dict(app.as_dict(config.pattern)),
+        lengths=_integers(config, "lengths", maximum=_MAX_LENGTH),
+        layers=app.integer(config, "layers", minimum=1, maximum=1 << 10),
+        width=app.integer(config, "width", minimum=1),
+        heads=app.integer(config, "heads", minimum=1, maximum=1 << 16),
+        kv_heads=app.integer(config, "kv_heads", minimum=1, maximum=1 << 16),
+        dtypes=_names(config, "dtypes") or ("float32", "bfloat16"),
+        repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
+        max_seconds=app.number(config, "max_seconds", minimum=0),
+        memory_limit=_memory_limit(config),
+    )
+
+
+def _variant_effect(config: DictConfig, runtime: app.Runtime) -> Suite:
+    _only_on_cpu(runtime)
+    shape = {
+        key: app.integer(config, key, minimum=1, maximum=1 << 16)
+        for key in ("layers", "width", "heads", "kv_heads")
+        if app.is_given(key)
+    }
+    if config.model is not None and (given := [key for key in (*shape, "pattern") if app.is_given(key)]):
+        raise ConfigError(f"model= brings its own shape; leave out {', '.join(f'{key}=' for key in given)}")
+    return VariantEffectSuite(
+        genome=_given_path(config, "genome") or str(example_data.path("ecoli536.fa.gz")),
+        model=_given_path(config, "model"),
+        pattern=SparsePattern.from_dict(app.as_dict(config.pattern)),
+        lengths=_integers(config, "lengths", maximum=_MAX_LENGTH) if app.is_given("lengths") else (512, 2048, 8192),
+        sites=app.integer(config, "sites", minimum=1, maximum=1 << 20),
+        repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
+        max_seconds=app.number(config, "max_seconds", minimum=0),
+        seed=runtime.seed,
+        **shape,
+    )
+
+
+def _memory_limit(config: DictConfig) -> float | None:
+    return None if config.memory_limit is None else app.number(config, "memory_limit", minimum=0.5)
+
+
+def _only_on_cpu(runtime: app.Runtime) -> None:
+    if runtime.device.type != "cpu":
+        raise ConfigError(f"device={runtime.device}: the suite is measured on a CPU; give device=cpu")
+
+
+def _given_path(config: DictConfig, key: str) -> str | None:
+    return None if OmegaConf.select(config, key) is None else app.path(config, key)
+
+
+def _readers(config: DictConfig, runtime: app.Runtime) -> Suite:
     lengths = _integers(config, "lengths", maximum=_MAX_LENGTH) if app.is_given("lengths") else READER_LENGTHS
     return ReaderSuite(
-        genome=given("genome") or str(example_data.path("ecoli536.fa.gz")),
-        variants=given("variants") or str(example_data.path("ecoli536.variants.vcf.gz")),
-        alignments=given("alignments"),
-        reference=given("reference"),
+        genome=_given_path(config, "genome") or str(example_data.path("ecoli536.fa.gz")),
+        variants=_given_path(config, "variants") or str(example_data.path("ecoli536.variants.vcf.gz")),
+        alignments=_given_path(config, "alignments"),
+        reference=_given_path(config, "reference"),
         lengths=lengths,
         repeats=app.integer(config, "repeats", minimum=1, maximum=10_000),
         max_seconds=app.number(config, "max_seconds", minimum=0),
@@ -150,6 +223,27 @@ _SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, 
         (
             "lengths", "dtypes", "modes", "batch", "heads", "kv_heads", "head_dim", "pattern", "rivals", "repeats",
             "max_seconds", "tune",
+        ),
+    ),
+    "encoder": (
+        _encoder,
+        (
+            "lengths", "layers", "width", "heads", "pattern", "rivals", "dtypes", "repeats", "max_seconds",
+            "memory_limit",
+        ),
+    ),
+    "training": (
+        _training,
+        (
+            "lengths", "layers", "width", "heads", "kv_heads", "pattern", "dtypes", "repeats", "max_seconds",
+            "memory_limit",
+        ),
+    ),
+    "variant-effect": (
+        _variant_effect,
+        (
+            "genome", "model", "lengths", "sites", "layers", "width", "heads", "kv_heads", "pattern", "repeats",
+            "max_seconds",
         ),
     ),
     "readers": (

@@ -151,7 +151,10 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        (["suite=speed"], "suite=speed is unknown; choose one of attention, readers, kernels"),
+        (
+            ["suite=speed"],
+            "suite=speed is unknown; choose one of attention, encoder, training, variant-effect, readers, kernels",
+        ),
         ([], "missing suite="),
         (["suite=attention", "lengths=[]"], "lengths=[]"),
         (["suite=attention", "lengths=[256,0]"], "lengths[1]=0"),
@@ -177,6 +180,15 @@ def test_wandb_offline(monkeypatch: pytest.MonkeyPatch) -> None:
         (["suite=kernels", "pattern.window=3"], "suite=kernels does not use pattern="),
         (["suite=kernels", "archs=[70]"], "70 is unknown"),
         (["suite=kernels", "head_dims=[20]"], "20 is unknown"),
+        (["suite=encoder", "kv_heads=2"], "suite=encoder does not use kv_heads="),
+        (["suite=encoder", "device=cpu", "rivals=[sdpa]"], "sdpa is unknown; choose from genosparse, longformer"),
+        (["suite=encoder", "device=cpu", "memory_limit=0.1"], "memory_limit=0.1"),
+        (["suite=training", "sites=3"], "suite=training does not use sites="),
+        (
+            ["suite=variant-effect", "device=cpu", "model=nowhere", "width=8"],
+            "model= brings its own shape; leave out width=",
+        ),
+        (["suite=variant-effect", "device=cpu", "model=nowhere"], "nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(
@@ -253,3 +265,26 @@ def test_attention_on_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
         assert rows["triton", mode]["status"] == "measured"
         assert rows["triton", mode]["pairs"] == rows["sdpa (dense)", mode]["pairs"]
     assert "triton" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "suite,settings,pictures",
+    [
+        ("encoder", ["layers=1", "rivals=[]", "dtypes=[float32]"], ["encoder-memory.png", "encoder.png"]),
+        ("training", ["layers=1", "dtypes=[float32]", "kv_heads=1"], ["training-memory.png", "training.png"]),
+        ("variant-effect", ["layers=1", "sites=4", "kv_heads=1"], ["variant-effect.png"]),
+    ],
+)
+def test_suites_of_encoders(
+    suite: str, settings: list[str], pictures: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = ["lengths=[128]", "width=16", "heads=2", "repeats=1", "pattern.window=8", "pattern.stride=32", "threads=1"]
+    assert benchmark(f"suite={suite}", "device=cpu", *shape, *settings) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    run_dir = Path(f"runs/benchmark-{suite}")
+    assert files() == [f"{run_dir}/{name}" for name in sorted([*pictures, "results.json", "run.json"])]
+    rows = results(run_dir)["rows"]
+    assert {row["status"] for row in rows} == {"measured"}
+    assert len(rows) == (1 if suite == "encoder" else 2)
+    assert "genosparse" in captured.out or "checkpointing" in captured.out
