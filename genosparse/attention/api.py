@@ -15,7 +15,7 @@ from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
 from genosparse.errors import PatternError
 
-__all__ = ["BACKENDS", "MAX_HEAD_DIM", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "default_backend", "sparse_attention"]
 
 BACKENDS = ("auto", "triton", "cpu", "cpu-native", "cpu-aten", "flex", "reference")
 
@@ -118,6 +118,15 @@ def sparse_attention(
     else:
         out, lse = attention(q, k, v, pack_pattern(pattern), scale, key_mask, extra_blocks, backend)
     return (out, lse) if return_lse else out
+
+
+def default_backend(dtype: torch.dtype, device: torch.device, head_dim: int = 64) -> str:
+    """The backend that ``backend="auto"`` takes for such tensors, or why there is none, in one line."""
+    q = torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device)
+    try:
+        return _choose("auto", q, q, SparsePattern(window=0))
+    except PatternError as error:
+        return f"none: {error}"
 
 
 def _choose(backend: str, q: Tensor, k: Tensor, pattern: SparsePattern) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "attention_forward",
     "available_instruction_sets",
     "instruction_set",
+    "instruction_set_for",
     "use_instruction_set",
     "warn_if_missing",
     "why_not",
@@ -61,7 +62,16 @@ _library = _load()
 _available = tuple(
     name for number, name in enumerate(INSTRUCTION_SETS) if _library is not None and _library.genosparse_has(number)
 )
-_chosen = _available[-1] if _available else None
+
+
+def _best() -> str | None:
+    """The last that is available, but for bfloat16's products where they are no faster than float32's."""
+    if _library is not None and _available and _available[-1] == "avx512_bf16" and not _library.genosparse_fast_bf16():
+        return "avx512"
+    return _available[-1] if _available else None
+
+
+_chosen = _best()
 _has_warned = False
 
 
@@ -73,6 +83,12 @@ def available_instruction_sets() -> tuple[str, ...]:
 def instruction_set() -> str | None:
     """The one in use, or None where the native kernels cannot run."""
     return _chosen
+
+
+def instruction_set_for(dtype: torch.dtype) -> str:
+    """The one whose functions serve a dtype."""
+    assert _chosen is not None
+    return "avx512" if _chosen == "avx512_bf16" and dtype != torch.bfloat16 else _chosen
 
 
 @contextmanager
@@ -169,7 +185,6 @@ class _Call:
         extra_blocks: Tensor | None,
     ) -> _Call:
         """Take the arguments of a call; ``tensors`` has q, k and v, and grad in the backward pass."""
-        assert _chosen is not None
         tensors = {name: x if x.stride(3) == 1 else x.contiguous() for name, x in tensors.items()}
         q, k = tensors["q"], tensors["k"]
         length, num_kv_heads = q.shape[2], k.shape[1]
@@ -179,9 +194,7 @@ class _Call:
         num_blocks = -(-length // pattern.block_size)
         most = num_blocks * num_kv_heads if pattern.stagger else num_blocks
         stride = 0 if pattern.stride is None else min(pattern.stride, most)
-        variant = _chosen
-        if variant == "avx512_bf16" and q.dtype != torch.bfloat16:
-            variant = "avx512"
+        variant = instruction_set_for(q.dtype)
         num_global = min(pattern.num_global_positions, length)
         problem = _Problem(
             batch=q.shape[0],

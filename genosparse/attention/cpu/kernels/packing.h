@@ -18,7 +18,7 @@ INLINE const char *row_of(const void *tensor, const int64_t *stride, int64_t bat
     return (const char *)tensor + (batch * stride[0] + head * stride[1] + position * stride[2]) * size_of(dtype);
 }
 
-static float bfloat16_to_float(uint16_t bits)
+INLINE float bfloat16_to_float(uint16_t bits)
 {
     uint32_t wide = (uint32_t)bits << 16;
     float x;
@@ -27,7 +27,7 @@ static float bfloat16_to_float(uint16_t bits)
 }
 
 /* To the nearest, ties to even; NaN stays NaN. */
-static uint16_t float_to_bfloat16(float x)
+INLINE uint16_t float_to_bfloat16(float x)
 {
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -36,7 +36,7 @@ static uint16_t float_to_bfloat16(float x)
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-static void read_row(const char *from, int64_t dtype, int64_t count, float *to)
+INLINE void read_row(const char *from, int64_t dtype, int64_t count, float *to)
 {
     if (dtype == FLOAT32) {
         memcpy(to, from, count * 4);
@@ -56,7 +56,7 @@ static void read_row(const char *from, int64_t dtype, int64_t count, float *to)
     }
 }
 
-static void write_row(const float *from, int64_t dtype, int64_t count, char *to)
+INLINE void write_row(const float *from, int64_t dtype, int64_t count, char *to)
 {
     if (dtype == FLOAT32) {
         memcpy(to, from, count * 4);

@@ -16,37 +16,39 @@
 
 #include "vectors.h"
 
+/* Sums kept in registers: of 32, 24 are sums, 4 a row of b and one a value of a; of AVX2's 16, 12, 2 and one. */
 #if defined(__AVX512F__)
-enum { BLOCK_VECTORS = 4, BLOCK_ROWS = 4 }; /* 16 of 32 registers are sums; two fused products a cycle need 8 */
+enum { BLOCK_VECTORS = 4, BLOCK_ROWS = 6 };
 #else
-enum { BLOCK_VECTORS = 2, BLOCK_ROWS = 4 };
+enum { BLOCK_VECTORS = 2, BLOCK_ROWS = 6 };
 #endif
 
 INLINE void product_block(
-    const int vectors, int64_t depth, const unit *a, int64_t a_row, int64_t a_unit, const unit *b, int64_t b_row,
-    float *sum, int64_t sum_row, int add)
+    const int rows, const int vectors, int64_t depth, const unit *a, int64_t a_row, int64_t a_unit, const unit *b,
+    int64_t b_row, float *sum, int64_t sum_row, int add)
 {
     vec sums[BLOCK_ROWS][BLOCK_VECTORS];
-#pragma GCC unroll 4
-    for (int r = 0; r < BLOCK_ROWS; r++)
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++)
             sums[r][c] = add ? vec_load(sum + r * sum_row + c * LANES) : vec_all(0.0f);
+#pragma GCC unroll 1
     for (int64_t u = 0; u < depth; u++) {
         units columns[BLOCK_VECTORS];
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++)
             columns[c] = units_load(b + u * b_row + c * LANES);
-#pragma GCC unroll 4
-        for (int r = 0; r < BLOCK_ROWS; r++) {
+#pragma GCC unroll 8
+        for (int r = 0; r < rows; r++) {
             units value = units_all(a + r * a_row + u * a_unit);
 #pragma GCC unroll 4
             for (int c = 0; c < vectors; c++)
                 sums[r][c] = units_fma(value, columns[c], sums[r][c]);
         }
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < BLOCK_ROWS; r++)
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int c = 0; c < vectors; c++)
             vec_store(sum + r * sum_row + c * LANES, sums[r][c]);
@@ -56,14 +58,22 @@ INLINE void product_strip(
     const int vectors, int64_t rows, int64_t depth, const unit *a, int64_t a_row, int64_t a_unit, const unit *b,
     int64_t b_row, float *sum, int64_t sum_row, int add)
 {
-    for (int64_t row = 0; row < rows; row += BLOCK_ROWS)
-        product_block(vectors, depth, a + row * a_row, a_row, a_unit, b, b_row, sum + row * sum_row, sum_row, add);
+    int64_t row = 0;
+#define BLOCK(count) \
+    product_block(count, vectors, depth, a + row * a_row, a_row, a_unit, b, b_row, sum + row * sum_row, sum_row, add)
+    for (; row + BLOCK_ROWS <= rows; row += BLOCK_ROWS)
+        BLOCK(BLOCK_ROWS);
+    for (; row + 4 <= rows; row += 4)
+        BLOCK(4);
+    for (; row < rows; row += 2)
+        BLOCK(2);
+#undef BLOCK
 }
 
-/* rows and columns are multiples of 16; with add, to what is in sum. */
-static void product(
+/* rows and columns are multiples of 16; with add, to what is in sum. Inlined, so that strides become constants. */
+INLINE void product(
     int64_t rows, int64_t columns, int64_t depth, const unit *a, int64_t a_row, int64_t a_unit, const unit *b,
-    int64_t b_row, float *sum, int64_t sum_row, int add)
+    int64_t b_row, float *sum, int64_t sum_row, const int add)
 {
     int64_t column = 0;
     for (; column + BLOCK_VECTORS * LANES <= columns; column += BLOCK_VECTORS * LANES)
