@@ -3,6 +3,7 @@
 The kernels are plain C and optional: where they cannot be built the install goes on without them, and says so.
 """
 
+import os
 import platform
 from pathlib import Path
 
@@ -12,7 +13,13 @@ from setuptools.command.build_ext import build_ext
 KERNELS = Path("genosparse/attention/cpu/kernels")
 COMMON = ["threads.c", "processor.c"]
 PER_VARIANT = ["forward.c", "backward.c"]
-FLAGS = ["-O3", "-std=c11", "-fvisibility=default", "-ffp-contract=off"]  # products are fused where the source says so
+OPTIMIZE = [] if "-O" in os.environ.get("CFLAGS", "") else ["-O3"]  # what CFLAGS asks for goes before
+FLAGS = [
+    *OPTIMIZE,
+    "-std=c11",
+    "-fvisibility=default",
+    "-ffp-contract=off",
+]  # products are fused where the source says so
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # Each compiles the same source; genosparse/attention/cpu/native.py knows them by these names.
 VARIANTS = {

@@ -287,41 +287,12 @@ def test_every_dtype_and_head_size(pattern: SparsePattern, head_dim: int, dtype:
     assert_within_naive(tensors, attend("cpu-native", tensors, pattern, NO_MASKS), naive, expected)
 
 
-@pytest.mark.slow
-def test_no_address_or_undefined_behaviour_under_the_sanitizers(tmp_path: Path, instruction_set: str) -> None:
-    """All rules, dtypes and both passes in a library compiled with gcc's sanitizers, in a process of its own.
-
-    Tensors lie where torch's allocator puts them, which the sanitizer then has replaced: a read past any of them shows.
-    """
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc")
-    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    environment = {
-        **os.environ,
-        "LD_PRELOAD": runtime.stdout.strip(),
-        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
-        "CC": "gcc",
-        "CFLAGS": "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer",
-        "LDFLAGS": "-fsanitize=address,undefined",
-    }
-    root = Path(__file__).parents[2]
-    build = [
-        "setup.py",
-        "-q",
-        "build_ext",
-        "--build-lib",
-        str(tmp_path / "lib"),
-        "--build-temp",
-        str(tmp_path / "temp"),
-    ]
-    unsanitized = {name: value for name, value in environment.items() if name != "LD_PRELOAD"}
-    subprocess.run([sys.executable, *build], cwd=root, env=unsanitized, check=True)
-    (library,) = (tmp_path / "lib").rglob("_native*")
-    script = f"""
+SANITIZE = "-fsanitize=address,undefined"
+SANITIZED_CALLS = """
 import ctypes, itertools, sys, torch
 from genosparse.attention import SparsePattern, sparse_attention
 from genosparse.attention.cpu import native
-native._library = ctypes.CDLL({str(library)!r})
+native._library = ctypes.CDLL(sys.argv[1])
 torch.manual_seed(0)
 patterns = [
     SparsePattern(window=70, stride=50, stagger=True, num_global=3, num_random_blocks=1),
@@ -330,7 +301,7 @@ patterns = [
     SparsePattern(num_global=70),
 ]
 dtypes = (torch.float32, torch.bfloat16, torch.float16)
-with native.use_instruction_set({instruction_set!r}):
+with native.use_instruction_set(sys.argv[2]):
     for pattern, (length, head_dim), dtype in itertools.product(patterns, ((1, 1), (65, 33), (401, 128)), dtypes):
         q, k, v = (torch.randn(2, heads, length, head_dim).to(dtype).requires_grad_() for heads in (4, 2, 2))
         mask, blocks = torch.rand(2, length) < 0.7, torch.randint(-1, -(-length // 64), (2, -(-length // 64), 2))
@@ -340,6 +311,35 @@ with native.use_instruction_set({instruction_set!r}):
         torch.autograd.grad(out.sum(), (q, k, v))
 print("finished")
 """
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The kernels compiled with gcc's address and undefined-behaviour sanitizers."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    folder = tmp_path_factory.mktemp("sanitized")
+    options = {"CC": "gcc", "CFLAGS": f"-O1 -g {SANITIZE} -fno-sanitize-recover=all", "LDFLAGS": SANITIZE}
+    build = ["setup.py", "-q", "build_ext", "--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, *build], cwd=root, env={**os.environ, **options}, check=True)
+    (library,) = (folder / "lib").rglob("_native*")
+    return library
+
+
+@pytest.mark.slow
+def test_no_address_or_undefined_behaviour_under_the_sanitizers(sanitized_library: Path, instruction_set: str) -> None:
+    """All rules, dtypes and both passes, in a process of its own.
+
+    The sanitizer's allocator has torch's memory too, so that a step past any tensor shows.
+    """
+    runtime = subprocess.run(["gcc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": runtime.stdout.strip(),
+        "ASAN_OPTIONS": "detect_leaks=0",  # the interpreter's own
+    }
+    call = [sys.executable, "-c", SANITIZED_CALLS, str(sanitized_library), instruction_set]
+    run = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
     assert run.stdout.strip() == "finished", run.stderr[-3000:]
     assert "runtime error" not in run.stderr
