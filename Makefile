@@ -14,12 +14,14 @@ help:
 	@echo "make format       let ruff format and mend"
 	@echo "make clean        remove what the above made"
 
-$(VENV)/.user: pyproject.toml constraints.txt
+KERNELS := setup.py $(wildcard genosparse/attention/cpu/kernels/*.[ch])
+
+$(VENV)/.user: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.user

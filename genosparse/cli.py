@@ -15,6 +15,7 @@ _COMMANDS = {
     "variant-effect": "score the variants of a VCF",
     "embed": "write embeddings of the intervals of a BED",
     "quickstart": "all three on a bundled bacterial genome, in minutes",
+    "info": "print versions, the processor, GPUs, and the attention backend of each dtype",
     "benchmark": "measure speed on this machine, beside what else there is",
 }
 

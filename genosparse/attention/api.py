@@ -9,14 +9,15 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from genosparse.attention.cpu import native
 from genosparse.attention.ops import attention, pack_pattern
 from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
 from genosparse.errors import PatternError
 
-__all__ = ["BACKENDS", "MAX_HEAD_DIM", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "default_backend", "sparse_attention"]
 
-BACKENDS = ("auto", "triton", "cpu", "cpu-aten", "flex", "reference")
+BACKENDS = ("auto", "triton", "cpu", "cpu-native", "cpu-aten", "flex", "reference")
 
 MAX_HEAD_DIM = 256
 MAX_TRITON_HEAD_DIM = 128
@@ -84,7 +85,8 @@ def sparse_attention(
         return_lse: Return the natural-log sum of the exponentials of each row's scores too.
         backend: ``"auto"`` takes ``"triton"`` on CUDA, else ``"cpu"``. ``"triton"``: the block-sparse kernels, on
             CUDA or, with ``TRITON_INTERPRET=1`` in the environment, in Triton's interpreter; ``"cpu"``: the best that
-            the processor has; ``"cpu-aten"``: torch's own operators; ``"flex"``: torch's FlexAttention, a rival to
+            the processor has of ``"cpu-native"``, kernels in C for float32, bfloat16 and float16, and ``"cpu-aten"``,
+            torch's own operators; ``"flex"``: torch's FlexAttention, a rival to
             compare with at moderate lengths; ``"reference"``: dense float64. A backend asked for by name never falls
             back to another.
 
@@ -118,6 +120,15 @@ def sparse_attention(
     return (out, lse) if return_lse else out
 
 
+def default_backend(dtype: torch.dtype, device: torch.device, head_dim: int = 64) -> str:
+    """The backend that ``backend="auto"`` takes for such tensors, or why there is none, in one line."""
+    q = torch.empty(1, 1, 1, head_dim, dtype=dtype, device=device)
+    try:
+        return _choose("auto", q, q, SparsePattern(window=0))
+    except PatternError as error:
+        return f"none: {error}"
+
+
 def _choose(backend: str, q: Tensor, k: Tensor, pattern: SparsePattern) -> str:
     """The one backend to call, or an error that says why the one asked for cannot serve."""
     if backend not in BACKENDS:
@@ -125,16 +136,29 @@ def _choose(backend: str, q: Tensor, k: Tensor, pattern: SparsePattern) -> str:
     device = q.device.type
     if backend == "auto":
         backend = "triton" if device == "cuda" else "cpu"
-    if backend in ("cpu", "cpu-aten"):
+    if backend in ("cpu", "cpu-native", "cpu-aten"):
         if device != "cpu":
             raise PatternError(
                 f"backend={backend!r} runs on the CPU and q is on {q.device}; move the tensors, or use "
                 "backend='triton' on CUDA, backend='reference' elsewhere"
             )
-        return "cpu-aten"
+        return _choose_cpu(backend, q)
     if backend == "triton":
         _require_triton(q, k.shape[1], pattern)
     return backend
+
+
+def _choose_cpu(backend: str, q: Tensor) -> str:
+    if backend == "cpu-aten":
+        return backend
+    reason = native.why_not(q.dtype, q.shape[3], q.shape[2])
+    if reason is None:
+        return "cpu-native"
+    if backend == "cpu-native":
+        raise PatternError(f"backend='cpu-native' {reason}; or use backend='cpu', which takes the best there is")
+    if not torch.compiler.is_compiling():  # a graph does not warn
+        native.warn_if_missing()
+    return "cpu-aten"
 
 
 def _require_triton(q: Tensor, num_kv_heads: int, pattern: SparsePattern) -> None:

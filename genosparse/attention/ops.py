@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from genosparse.attention.cpu import aten
+from genosparse.attention.cpu import aten, native
 from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 
 __all__ = ["attention", "pack_pattern"]
@@ -43,8 +43,7 @@ def _module(backend: str) -> ModuleType:
         from genosparse.attention import triton  # only where it is used: it imports triton
 
         return triton
-    assert backend == "cpu-aten", backend
-    return aten
+    return {"cpu-native": native, "cpu-aten": aten}[backend]
 
 
 @torch.library.custom_op("genosparse::attention", mutates_args=())
@@ -60,7 +59,7 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """``(out, lse)`` of sparse attention; arguments as ``sparse_attention`` has them, validated there.
 
-    ``backend`` is "cpu-aten" or "triton".
+    ``backend`` is "cpu-native", "cpu-aten" or "triton".
     """
     forward = _module(backend).attention_forward
     return forward(q, k, v, _unpack_pattern(pattern), scale, key_mask, extra_blocks)

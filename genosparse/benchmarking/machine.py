@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["available_bytes", "describe_machine"]
+__all__ = ["available_bytes", "describe_machine", "processor_features"]
+
+_FEATURES = ("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_bf16")
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -40,6 +42,13 @@ def available_bytes(device: torch.device) -> int | None:
     limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
     left += [int(limit) - int(used)] if limit.isdigit() and used.isdigit() else []
     return min(left, default=None)
+
+
+def processor_features() -> list[str]:
+    """What the processor has of the instruction sets that matter to attention."""
+    lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("flags")]
+    flags = set(lines[0].partition(":")[2].split()) if lines else set()
+    return [name for name in _FEATURES if name in flags]
 
 
 def _processor_name() -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from genosparse.attention import SparsePattern, sparse_attention
+from genosparse.attention.cpu import native
 from genosparse.errors import PatternError
 
 __all__ = ["OURS", "RIVALS", "Problem", "Rival", "chunked_window_attention"]
@@ -170,11 +171,13 @@ def _chunked_bytes(problem: Problem, training: bool) -> float:
     return scores * (problem.dtype.itemsize + 1.0)
 
 
+_CPU_BACKENDS = ("cpu-native", "cpu-aten") if native.instruction_set() else ("cpu-aten",)
+
 OURS = {
-    "cpu": (Rival("cpu-aten", _genosparse("cpu-aten"), is_ours=True),),
+    "cpu": tuple(Rival(name, _genosparse(name), is_ours=True) for name in _CPU_BACKENDS),
     "cuda": (Rival("triton", _genosparse("triton"), is_ours=True),),
 }
-"""genosparse's backends by type of device."""
+"""genosparse's backends by type of device, the one that ``auto`` takes first."""
 
 RIVALS = {
     "sdpa": Rival("sdpa (dense)", _dense, growth=2, executed_pairs=_dense_pairs),

@@ -10,6 +10,7 @@ from genosparse.attention import SparsePattern
 from genosparse.benchmarking.attention import MODES, AttentionSuite, problem_of
 from genosparse.benchmarking.machine import available_bytes
 from genosparse.benchmarking.results import Row
+from genosparse.benchmarking.rivals import OURS
 from genosparse.benchmarking.suites import Unit
 from genosparse.errors import ConfigError
 from genosparse.plotting import plot_scaling
@@ -31,11 +32,12 @@ def test_units_ascend_in_length() -> None:
 def test_rates_are_of_useful_pairs(mode: str) -> None:
     suite = suite_with(repeats=2, rivals=("sdpa", "window"), dtypes=("bfloat16",), head_dim=8)
     rows = {row["implementation"]: row for row in suite.measure(Unit(f"{mode} bfloat16 128"), [])}
-    assert list(rows) == ["torch.mm", "torch.mm float32", "cpu-aten", "sdpa (dense)", "window only"]
+    ours = [rival.name for rival in OURS["cpu"]]
+    assert list(rows) == ["torch.mm", "torch.mm float32", *ours, "sdpa (dense)", "window only"]
     product, in_float32, *others = rows.values()
     assert product["tflops"] == pytest.approx(2 * 2048**3 / product["seconds"] / 1e12)
     pairs = 2 * PATTERN.num_pairs(128)
-    assert [row["pairs"] for row in others] == [pairs, pairs, 2 * SparsePattern(window=16).num_pairs(128)]
+    assert [row["pairs"] for row in others] == [*[pairs] * (len(ours) + 1), 2 * SparsePattern(window=16).num_pairs(128)]
     for row in others:
         assert row["status"] == "measured"
         assert row["repeats"] == 2
@@ -65,7 +67,7 @@ def earlier(**values: Any) -> Row:
 )
 def test_what_would_take_too_long(row: Row, words: str | None) -> None:
     suite = suite_with(max_seconds=1, rivals=("sdpa",))
-    reason = suite._reason_to_skip(suite._rivals()[1], problem_of(suite, 256, torch.float32), "forward", 1e12, [row])
+    reason = suite._reason_to_skip(suite._rivals()[-1], problem_of(suite, 256, torch.float32), "forward", 1e12, [row])
     assert reason == words
 
 
@@ -81,7 +83,7 @@ def test_what_is_left_out_is_said() -> None:
 def test_the_first_length_has_a_bound_too() -> None:
     """All pairs of 16 million positions, at the rate of torch.mm, are days."""
     suite = suite_with(lengths=(1 << 24,), rivals=("sdpa",))
-    dense = suite._rivals()[1]
+    dense = suite._rivals()[-1]
     reason = suite._reason_to_skip(dense, problem_of(suite, 1 << 24, torch.float32), "forward", 1e12, [])
     assert reason is not None
     assert "over max_seconds=60" in reason
@@ -90,7 +92,7 @@ def test_the_first_length_has_a_bound_too() -> None:
 @pytest.mark.skipif(available_bytes(torch.device("cpu")) is None, reason="free memory is not known here")
 def test_what_does_not_fit_is_not_tried() -> None:
     suite = suite_with(rivals=("window",), max_seconds=1e9)
-    window, problem = suite._rivals()[1], problem_of(suite, 1 << 40, torch.float32)
+    window, problem = suite._rivals()[-1], problem_of(suite, 1 << 40, torch.float32)
     reason = suite._reason_to_skip(window, problem, "training", 1e15, [])
     assert reason is not None
     assert "GiB" in reason
@@ -102,7 +104,7 @@ def test_refusals_are_results() -> None:
     assert (rows["window only"]["status"], rows["window only"]["note"]) == ("skipped", "the pattern has no window")
     assert rows["flex"]["status"] == "refused"
     assert "GiB" in rows["flex"]["note"]
-    assert rows["cpu-aten"]["status"] == "measured"
+    assert all(rows[rival.name]["status"] == "measured" for rival in OURS["cpu"])
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,1 @@
-"""CPU backends: ``aten`` on torch's own operators."""
+"""CPU backends: ``native`` on kernels in C, ``aten`` on torch's own operators."""

@@ -18,9 +18,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from genosparse.attention.tables import ENTRIES_PER_ITEM
 from genosparse.attention.triton import backward, backward_dkv, forward
 from genosparse.attention.triton.configurations import Configuration, find_configuration, padded_head_dim
-from genosparse.attention.triton.tables import ENTRIES_PER_ITEM
 from genosparse.attention.triton.tiles import NOT_SPECIALIZED
 from genosparse.errors import PatternError
 

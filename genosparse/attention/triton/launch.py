@@ -11,13 +11,13 @@ import triton
 from torch import Tensor
 
 from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
+from genosparse.attention.tables import ENTRIES_PER_ITEM, Table, make_table
 from genosparse.attention.triton.configurations import (
     Configuration,
     find_configuration,
     group_size,
     padded_head_dim,
 )
-from genosparse.attention.triton.tables import ENTRIES_PER_ITEM, Table, make_table
 
 __all__ = ["Problem"]
 

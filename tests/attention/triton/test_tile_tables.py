@@ -10,7 +10,7 @@ from torch import Tensor
 
 from genosparse.attention import SparsePattern
 from genosparse.attention.reference import attended_pairs
-from genosparse.attention.triton.tables import ENTRIES_PER_ITEM, Table, make_table
+from genosparse.attention.tables import ENTRIES_PER_ITEM, Table, make_table
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,184 @@
+/* Rows of tensors into the forms that products.h wants, and back. */
+#ifndef GENOSPARSE_PACKING_H
+#define GENOSPARSE_PACKING_H
+
+#include "products.h"
+#include "tiles.h"
+
+/* Names of one instruction set's functions. */
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+#define EXPORT(name) JOIN(name, VARIANT)
+
+INLINE int64_t size_of(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
+
+INLINE const char *row_of(const void *tensor, const int64_t *stride, int64_t batch, int64_t head, int64_t position,
+                          int64_t dtype)
+{
+    return (const char *)tensor + (batch * stride[0] + head * stride[1] + position * stride[2]) * size_of(dtype);
+}
+
+INLINE float bfloat16_to_float(uint16_t bits)
+{
+    uint32_t wide = (uint32_t)bits << 16;
+    float x;
+    memcpy(&x, &wide, 4);
+    return x;
+}
+
+/* To the nearest, ties to even; NaN stays NaN. */
+INLINE uint16_t float_to_bfloat16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000)
+        return (uint16_t)(bits >> 16 | 64);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+INLINE void read_row(const char *from, int64_t dtype, int64_t count, float *to)
+{
+    if (dtype == FLOAT32) {
+        memcpy(to, from, count * 4);
+    } else if (dtype == BFLOAT16) {
+        for (int64_t d = 0; d < count; d++) {
+            uint16_t bits;
+            memcpy(&bits, from + 2 * d, 2);
+            to[d] = bfloat16_to_float(bits);
+        }
+    } else {
+        uint16_t half[MAX_DIM] = {0};
+        float wide[MAX_DIM];
+        memcpy(half, from, count * 2);
+        for (int64_t d = 0; d < count; d += LANES)
+            vec_store(wide + d, vec_from_half(half + d));
+        memcpy(to, wide, count * 4);
+    }
+}
+
+INLINE void write_row(const float *from, int64_t dtype, int64_t count, char *to)
+{
+    if (dtype == FLOAT32) {
+        memcpy(to, from, count * 4);
+    } else if (dtype == BFLOAT16) {
+        for (int64_t d = 0; d < count; d++) {
+            uint16_t bits = float_to_bfloat16(from[d]);
+            memcpy(to + 2 * d, &bits, 2);
+        }
+    } else {
+        float wide[MAX_DIM] = {0};
+        uint16_t half[MAX_DIM];
+        memcpy(wide, from, count * 4);
+        for (int64_t d = 0; d < count; d += LANES)
+            vec_to_half(half + d, vec_load(wide + d));
+        memcpy(to, half, count * 2);
+    }
+}
+
+/* One row of a tensor as units that have neighbours, zero in the padding; null is a row of zeros. */
+INLINE void pack_row(const struct problem *problem, const char *from, int64_t dim, unit *to)
+{
+    int64_t head_dim = problem->head_dim;
+    memset(to, 0, dim / PER_UNIT * sizeof(unit));
+    if (!from)
+        return;
+#if defined(UNIT_BFLOAT16)
+    memcpy(to, from, head_dim * 2); /* as it is: this code is for bfloat16 alone */
+#else
+    read_row(from, problem->dtype, head_dim, to);
+#endif
+}
+
+/* Rows to columns. */
+INLINE void turn(const unit *rows, int64_t dim, unit *columns)
+{
+    int64_t count = dim / PER_UNIT;
+    for (int64_t u = 0; u < count; u += 16) /* by lines of 64 bytes: each is read once */
+        for (int row = 0; row < TILE; row++)
+            for (int64_t i = 0; i < least(16, count - u); i++)
+                columns[(u + i) * TILE + row] = rows[row * count + u + i];
+}
+
+/* Rows to cross: with float32 a copy, which callers save where they can. */
+INLINE void cross(const unit *rows, int64_t dim, unit *to)
+{
+#if defined(UNIT_BFLOAT16)
+    typedef uint16_t __attribute__((may_alias)) value;
+    const value *values = (const value *)rows;
+    for (int row = 0; row < TILE; row += 2)
+        for (int64_t d = 0; d < dim; d++)
+            to[row / 2 * dim + d] = values[row * dim + d] | (uint32_t)values[(row + 1) * dim + d] << 16;
+#else
+    memcpy(to, rows, TILE * dim * sizeof(unit));
+#endif
+}
+
+/* --- the keys of a slab --- */
+
+/* Units of one packed tile. */
+INLINE int64_t tile_units(int64_t dim) { return TILE * dim / PER_UNIT; }
+
+/* Units of the place of a packed tile: heads of the slab, then tiles. */
+INLINE int64_t packed_at(const struct problem *problem, int64_t head, int64_t tile, int64_t dim)
+{
+    return ((head - problem->first_head) * num_packed_tiles(problem) + tile) * tile_units(dim);
+}
+
+/* Item: a packed tile of a head of the slab. */
+static void pack_tile(const struct problem *problem, int64_t item, char *scratch)
+{
+    int64_t num_tiles = num_packed_tiles(problem);
+    int64_t head = problem->first_head + item / num_tiles, tile = item % num_tiles;
+    int64_t batch = head / problem->num_kv_heads, kv_head = head % problem->num_kv_heads;
+    int64_t dim = padded_dim(problem->head_dim), column_tile = tile - problem->num_grid_tiles;
+    struct rules rules = rules_of(problem, kv_head);
+    int64_t num_columns = columns_below(&rules, problem->length);
+
+    int64_t position[TILE];
+    uint64_t visible = 0, columns = 0;
+    for (int lane = 0; lane < TILE; lane++) {
+        int64_t x = tile * TILE + lane;
+        int exists = x < problem->length;
+        if (column_tile >= 0) {
+            int64_t column = column_tile * TILE + lane;
+            exists = column < num_columns;
+            x = exists ? column_position(&rules, column) : 0;
+        }
+        position[lane] = exists ? x : -1;
+        int hidden = exists && problem->key_mask && !problem->key_mask[batch * problem->length + x];
+        visible |= (uint64_t)(exists && !hidden) << lane;
+        if (column_tile < 0 && problem->query_entries && exists)
+            columns |= (uint64_t)is_column(&rules, x) << lane;
+    }
+    problem->visible[item] = visible;
+    problem->is_column[item] = columns;
+
+    unit *rows = (unit *)scratch;
+    int64_t at = packed_at(problem, head, tile, dim);
+    struct {
+        const void *tensor;
+        const int64_t *stride;
+        unit *columns, *cross;
+    } sides[2] = {
+        {problem->k, problem->k_stride, problem->k_columns, problem->k_cross},
+        {problem->v, problem->v_stride, problem->v_columns, problem->v_cross},
+    };
+    for (int side = 0; side < 2; side++) {
+        /* Hidden keys too are read as zeros: what stands there, even NaN, must not reach a sum. */
+        for (int lane = 0; lane < TILE; lane++)
+            pack_row(problem, visible >> lane & 1 ? row_of(sides[side].tensor, sides[side].stride, batch, kv_head,
+                                                           position[lane], problem->dtype) : 0,
+                     dim, rows + lane * dim / PER_UNIT);
+        if (sides[side].columns)
+            turn(rows, dim, sides[side].columns + at);
+        if (sides[side].cross)
+            cross(rows, dim, sides[side].cross + at);
+    }
+}
+
+INLINE void pack_keys(const struct problem *problem)
+{
+    genosparse_parallel(problem, slab_size(problem) * num_packed_tiles(problem), pack_tile);
+}
+
+#endif
