@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 KERNELS = Path("genosparse/attention/cpu/kernels")
 COMMON = ["threads.c", "processor.c"]
@@ -26,7 +27,9 @@ VARIANTS = {
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": AVX512,
     "avx512_bf16": [*AVX512, "-mavx512bf16", "-DUNIT_BFLOAT16"],
+    "amx_bf16": [*AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DUNIT_BFLOAT16", "-DUNIT_AMX"],
 }
+NEWER = ("amx_bf16",)  # which a compiler may lack (gcc has it since 11)
 
 
 class BuildKernels(build_ext):
@@ -36,7 +39,12 @@ class BuildKernels(build_ext):
         temporary = Path(self.build_temp)
         objects = self._compile(COMMON, temporary / "common", ["-pthread"])
         for name, flags in VARIANTS.items():
-            objects += self._compile(PER_VARIANT, temporary / name, [f"-DVARIANT={name}", *flags])
+            try:
+                objects += self._compile(PER_VARIANT, temporary / name, [f"-DVARIANT={name}", *flags])
+            except CompileError:
+                if name not in NEWER:
+                    raise
+                self.warn(f"the compiler has no {name}; the kernels are built without it")
         target = Path(self.get_ext_fullpath(ext.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         self.compiler.link_shared_object(objects, str(target), extra_postargs=["-pthread"], libraries=["m"])

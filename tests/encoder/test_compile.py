@@ -205,8 +205,8 @@ def test_autocast_computes_in_bfloat16_and_stays_near_float32(encoder: Encoder, 
     assert set(products) == {torch.bfloat16}
     # The residual stream and the logits stay in float32.
     assert mixed_hidden.dtype == mixed_logits.dtype == torch.float32
-    # Other tokens of this kind come to 0.02 to 0.05 on either CPU backend: one value rounded the other way is 0.004.
-    assert 0 < (mixed_hidden - hidden).abs().max() < 0.07
+    # bfloat16 has 0.4 %; the largest of the differences, unlike their norm, is a matter of luck.
+    assert 0 < (mixed_hidden - hidden).norm() < 0.01 * hidden.norm()
     for got, want in zip(found, expected, strict=True):
         assert got.dtype == torch.float32
         assert got.isfinite().all()

@@ -39,7 +39,7 @@ __all__ = [
     "why_not",
 ]
 
-INSTRUCTION_SETS = ("avx2", "avx512", "avx512_bf16")  # in ascending order; as processor.c numbers them
+INSTRUCTION_SETS = ("avx2", "avx512", "avx512_bf16", "amx_bf16")  # in ascending order; as processor.c numbers them
 MAX_HEAD_DIM = 128
 MAX_LENGTH = 1 << 29  # tables hold positions as int32
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as problem.h numbers them
@@ -59,8 +59,11 @@ def _load() -> ctypes.CDLL | None:
 
 
 _library = _load()
+_BFLOAT16_SETS = INSTRUCTION_SETS[2:]  # which multiply bfloat16; the others turn it into float32
 _available = tuple(
-    name for number, name in enumerate(INSTRUCTION_SETS) if _library is not None and _library.genosparse_has(number)
+    name
+    for number, name in enumerate(INSTRUCTION_SETS)
+    if _library is not None and hasattr(_library, f"genosparse_forward_{name}") and _library.genosparse_has(number)
 )
 
 
@@ -88,7 +91,7 @@ def instruction_set() -> str | None:
 def instruction_set_for(dtype: torch.dtype) -> str:
     """The one whose functions serve a dtype."""
     assert _chosen is not None
-    return "avx512" if _chosen == "avx512_bf16" and dtype != torch.bfloat16 else _chosen
+    return "avx512" if _chosen in _BFLOAT16_SETS and dtype != torch.bfloat16 else _chosen
 
 
 @contextmanager
@@ -237,7 +240,7 @@ class _Call:
     @property
     def dim(self) -> int:
         """The head size, padded as vectors.h does."""
-        step = 32 if self.variant == "avx512_bf16" else 16
+        step = 32 if self.variant in _BFLOAT16_SETS else 16
         return -(-self.problem.head_dim // step) * step
 
     def hold(self, name: str, x: Tensor) -> None:
@@ -255,7 +258,7 @@ class _Call:
         """Run forward or backward over the heads of keys, as many at once as bounded memory holds."""
         assert _library is not None
         problem, dim = self.problem, self.dim
-        unit = 2 if self.variant == "avx512_bf16" else 4
+        unit = 2 if self.variant in _BFLOAT16_SETS else 4
         num_tiles = problem.num_grid_tiles + problem.num_column_tiles
         num_heads = problem.batch * problem.num_kv_heads
         tile = _TILE * dim

@@ -25,8 +25,8 @@
 struct backward_scratch {
     unit queries[TILE * MAX_DIM], grads[TILE * MAX_DIM]; /* rows */
 #if defined(UNIT_BFLOAT16)
-    unit queries_cross[TILE * MAX_DIM], grads_cross[TILE * MAX_DIM];
-    unit weights_cross[TILE_UNITS * TILE], grad_scores_rows[TILE * TILE_UNITS], grad_scores_cross[TILE_UNITS * TILE];
+    unit queries_turned[TILE * MAX_DIM], grads_turned[TILE * MAX_DIM];
+    unit weights_cross[TILE_UNITS * TILE], grad_scores_cross[TILE_UNITS * TILE];
 #endif
     float scores[TILE * TILE], grad_weights[TILE * TILE];
     float dq[TILE * MAX_DIM];
@@ -52,14 +52,16 @@ static void start_rows(const struct problem *problem, struct backward_scratch *s
         s->delta[row] = 0.0f;
         if (is_row) {
             int64_t at = (batch * problem->num_heads + query_head) * problem->length + query;
-            float wide[2][MAX_DIM];
+            float wide[2][MAX_DIM] = {{0}};
             q = row_of(problem->q, problem->q_stride, batch, query_head, query, problem->dtype);
             grad = row_of(problem->grad, problem->grad_stride, batch, query_head, query, problem->dtype);
             read_row(grad, problem->dtype, head_dim, wide[0]);
             read_row((const char *)problem->out + at * head_dim * size_of(problem->dtype), problem->dtype, head_dim,
                      wide[1]);
-            for (int64_t d = 0; d < head_dim; d++)
-                s->delta[row] += wide[0][d] * wide[1][d];
+            vec delta = vec_all(0.0f);
+            for (int64_t d = 0; d < head_dim; d += LANES)
+                delta = vec_fma(vec_load(wide[0] + d), vec_load(wide[1] + d), delta);
+            s->delta[row] = vec_sum(delta);
             if (problem->lse[at] != -INFINITY)
                 s->lse2[row] = (float)(problem->lse[at] * LOG2_E);
         }
@@ -67,8 +69,8 @@ static void start_rows(const struct problem *problem, struct backward_scratch *s
         pack_row(problem, grad, dim, s->grads + row * dim / PER_UNIT);
     }
 #if defined(UNIT_BFLOAT16)
-    cross(s->queries, dim, s->queries_cross);
-    cross(s->grads, dim, s->grads_cross);
+    turn_values(s->queries, dim, s->queries_turned);
+    turn_values(s->grads, dim, s->grads_turned);
 #endif
 }
 
@@ -93,7 +95,7 @@ static void weigh(struct backward_scratch *s, float scale_log2, const uint64_t *
             if (i % 2)
                 for (int of = 0; of < 2; of++) {
                     const float *low = s->grad_weights + (row + of) * TILE + (i - 1) * LANES;
-                    units_store_row(s->grad_scores_rows + (row + of) * TILE_UNITS + i / 2 * LANES, vec_load(low),
+                    units_store_row((unit *)s->scores + (row + of) * TILE + i / 2 * LANES, vec_load(low),
                                     ds[of]);
                 }
         }
@@ -116,18 +118,18 @@ static void add_tile(const struct problem *problem, struct backward_scratch *s, 
                      float *dk, float *dv)
 {
     int64_t at = packed_at(problem, head, s->visit.tile, dim);
-    product_scores(dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
-    product_scores(dim, s->grads, (const unit *)problem->v_columns + at, s->grad_weights);
+    product_scores(TILE, TILE, dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
+    product_scores(TILE, TILE, dim, s->grads, (const unit *)problem->v_columns + at, s->grad_weights);
     weigh(s, (float)(problem->scale * LOG2_E), s->visit.masked ? s->visit.mask : 0);
 #if defined(UNIT_BFLOAT16)
-    const unit *queries = s->queries_cross, *grads = s->grads_cross, *weights = s->weights_cross;
-    const unit *grad_scores_rows = s->grad_scores_rows, *grad_scores_cross = s->grad_scores_cross;
+    const unit *queries = s->queries_turned, *grads = s->grads_turned, *weights = s->weights_cross;
+    const unit *grad_scores_rows = (const unit *)s->scores, *grad_scores_cross = s->grad_scores_cross;
 #else
     const unit *queries = s->queries, *grads = s->grads, *weights = s->scores;
     const unit *grad_scores_rows = s->grad_weights, *grad_scores_cross = s->grad_weights;
 #endif
     if (dq)
-        product_over_keys(dim, grad_scores_rows, (const unit *)problem->k_cross + at, dq);
+        product_over_keys(TILE, dim, dim, grad_scores_rows, (const unit *)problem->k_cross + at, dq);
     if (dk) {
         product_over_queries(dim, queries, grad_scores_cross, dk);
         product_over_queries(dim, grads, weights, dv);
@@ -166,6 +168,7 @@ static void add_chunk(const struct problem *problem, int64_t in_slab, int64_t ch
     const uint64_t *visible = problem->visible + in_slab * num_packed_tiles(problem);
     const uint64_t *is_column = problem->is_column + in_slab * num_packed_tiles(problem);
     int64_t end = least((chunk + 1) * problem->chunk_tiles, tiles_of(problem->length));
+    begin_products();
     for (int64_t tile = chunk * problem->chunk_tiles; tile < end; tile++) {
         plan_queries(&rules, tile, &s->plan);
         if (s->plan.first > s->plan.last)
@@ -192,6 +195,7 @@ static void add_chunk(const struct problem *problem, int64_t in_slab, int64_t ch
                 write_dq(problem, s->dq + (query - s->plan.start) * dim, dim, batch, query_head, query);
         }
     }
+    end_products();
 }
 
 INLINE int64_t num_chunks(const struct problem *problem)
@@ -229,6 +233,7 @@ static void add_global(const struct problem *problem, int64_t item, char *scratc
     int64_t dim = padded_dim(problem->head_dim), group = group_size(problem), num_rows = num_global_rows(problem);
     int64_t share = (problem->num_grid_tiles + problem->num_splits - 1) / problem->num_splits;
     int64_t end = least((split + 1) * share, problem->num_grid_tiles);
+    begin_products();
     for (int64_t in_group = 0; in_group < group; in_group++)
         for (int64_t start = 0; start < num_rows; start += TILE) {
             s->plan.start = s->plan.first = start;
@@ -245,6 +250,7 @@ static void add_global(const struct problem *problem, int64_t item, char *scratc
             memcpy(problem->part + part_at(problem, split, in_slab, in_group, start) * dim, s->dq,
                    (s->plan.last - start + 1) * dim * sizeof(float));
         }
+    end_products();
 }
 
 /* Item: a head of the slab, whose parts of dq are added in the order of the splits. */
@@ -278,6 +284,7 @@ static void add_entries(const struct problem *problem, int64_t item, char *scrat
     struct rules rules = rules_of(problem, kv_head);
     const int32_t *first = problem->key_entry_first + kv_head * problem->entry_first_stride;
     const int32_t *entries = problem->key_entries + kv_head * problem->key_entries_stride;
+    begin_products();
     for (int64_t number = first[tile]; number < first[tile + 1]; number++) {
         const int32_t *entry = entries + 4 * number;
         plan_queries(&rules, entry[0] / TILE, &s->plan);
@@ -291,6 +298,7 @@ static void add_entries(const struct problem *problem, int64_t item, char *scrat
             add_tile(problem, s, head, dim, 0, problem->dk_sum + at, problem->dv_sum + at);
         }
     }
+    end_products();
 }
 
 /* --- the sums --- */

@@ -2,6 +2,10 @@
  *
  * Reads top-down: which rows, which tiles of keys, then for each tile scores, mask, running maximum, rescale,
  * accumulate. Global rows, which see every key, are split over the keys, and their parts are merged by lse.
+ *
+ * The work is a row of steps, each of 32 queries and 64 keys, and three steps are under way at once: while one is weighed,
+ * the scores of the next are multiplied, and what the one before weighed is added. None waits for another, so that AMX
+ * and the vector units are busy side by side.
  */
 #include <math.h>
 
@@ -10,78 +14,149 @@
 #define LOG2_E 1.4426950408889634
 #define LN_2 0.6931471805599453
 
+enum { STEP = 32, STEPS = 3 }; /* queries of a step; steps under way */
+
+struct step {
+    _Alignas(64) float scores[STEP * TILE]; /* then weights: a row of units where the row of scores was */
+    int row;                                /* of the tile, the first one */
+    const uint64_t *mask;                   /* by row of the tile, or null */
+    const unit *columns, *cross;            /* of the keys and of the values */
+};
+
 /* One thread's memory. */
 struct forward_scratch {
     unit queries[TILE * MAX_DIM];
-    float scores[TILE * TILE];
+    struct step steps[STEPS];
+    int64_t num_steps; /* so far */
     float out[TILE * MAX_DIM];
-#if defined(UNIT_BFLOAT16)
-    unit weights[TILE * TILE_UNITS];
-#endif
-    float row_max[TILE], row_sum[TILE]; /* the maximum of scores in base 2 */
+    float row_max[TILE];        /* of scores in base 2, or less by HEADROOM at the most */
+    float row_sum[TILE][LANES]; /* a sum for each lane */
     struct query_tile plan;
-    struct visit visit;
+    struct visit visits[2];
 };
 
 int64_t EXPORT(genosparse_forward_scratch_)(void);
 int64_t EXPORT(genosparse_forward_scratch_)(void) { return sizeof(struct forward_scratch); }
 void EXPORT(genosparse_forward_)(const struct problem *problem);
 
-/* Scale, mask and exponentiate the scores; move the running maximum, sum and out along. */
-static void add_scores(struct forward_scratch *s, float scale_log2, const uint64_t *mask, int64_t dim)
+/* By how much scores may pass the maximum that a row has, in base 2, before the row is scaled anew: sums have room for it,
+ * and most tiles after the first few then have nothing to rescale. */
+#define HEADROOM 8.0f
+
+/* Take a tile's maximum for a row's, and scale the row's sums by what that changes. */
+static void raise_max(struct forward_scratch *s, int row, float tile_max, int64_t dim)
+{
+    if (tile_max <= s->row_max[row])
+        return;
+    vec by = vec_all(exp2f(s->row_max[row] - tile_max));
+    s->row_max[row] = tile_max;
+    vec_store(s->row_sum[row], vec_mul(vec_load(s->row_sum[row]), by));
+    for (int64_t d = 0; d < dim; d += LANES)
+        vec_store(s->out + row * dim + d, vec_mul(vec_load(s->out + row * dim + d), by));
+}
+
+/* Scale, mask and exponentiate the scores of some rows; move the running maximum, sum and out along. */
+INLINE void weigh(struct forward_scratch *s, struct step *step, int64_t first, int64_t count, float scale_log2,
+                  const uint64_t *mask, int64_t dim)
 {
     vec scale = vec_all(scale_log2);
-#if defined(UNIT_BFLOAT16)
-    unit *weights = s->weights;
-#endif
-    for (int row = 0; row < TILE; row++) {
-        float *scores = s->scores + row * TILE;
-        vec largest = vec_all(-INFINITY);
+    for (int64_t in_step = first; in_step < first + count; in_step++) {
+        float *scores = step->scores + in_step * TILE;
+        int row = step->row + (int)in_step;
+        vec x[VECTORS], largest = vec_all(-INFINITY);
         for (int i = 0; i < VECTORS; i++) {
-            vec x = vec_load(scores + i * LANES);
+            x[i] = vec_load(scores + i * LANES);
             if (mask)
-                x = vec_choose(lanes_of(mask[row], i), x, vec_all(-INFINITY));
-            largest = vec_max(x, largest);
+                x[i] = vec_choose(lanes_of(mask[row], i), x[i], vec_all(-INFINITY));
+            largest = vec_max(x[i], largest);
         }
-        float tile_max = vec_largest(largest) * scale_log2, row_max = s->row_max[row];
-        if (tile_max > row_max) {
-            /* Most tiles after the first few do not move the maximum, and there is nothing to rescale. */
-            float by = exp2f(row_max - tile_max);
-            s->row_max[row] = row_max = tile_max;
-            s->row_sum[row] *= by;
-            for (int64_t d = 0; d < dim; d += LANES)
-                vec_store(s->out + row * dim + d, vec_mul(vec_load(s->out + row * dim + d), vec_all(by)));
-        }
-        vec sum = vec_all(0.0f), shift = vec_all(-row_max);
-        vec p[VECTORS];
+        if (vec_any_above(vec_mul(largest, scale), vec_all(s->row_max[row] + HEADROOM)))
+            raise_max(s, row, vec_largest(largest) * scale_log2, dim);
+        vec sum = vec_load(s->row_sum[row]), shift = vec_all(-s->row_max[row]);
         for (int i = 0; i < VECTORS; i++) {
-            p[i] = vec_exp2(vec_fma(vec_load(scores + i * LANES), scale, shift));
+            x[i] = vec_exp2(vec_fma(x[i], scale, shift));
             if (mask)
-                p[i] = vec_keep(lanes_of(mask[row], i), p[i]);
-            sum = vec_add(sum, p[i]);
+                x[i] = vec_keep(lanes_of(mask[row], i), x[i]);
+            sum = vec_add(sum, x[i]);
         }
-        s->row_sum[row] += vec_sum(sum);
+        vec_store(s->row_sum[row], sum);
 #if defined(UNIT_BFLOAT16)
         for (int i = 0; i < VECTORS; i += 2)
-            units_store_row(weights + row * TILE_UNITS + i / 2 * LANES, p[i], p[i + 1]);
+            units_store_row((unit *)scores + i / 2 * LANES, x[i], x[i + 1]);
 #else
         for (int i = 0; i < VECTORS; i++)
-            vec_store(scores + i * LANES, p[i]);
+            vec_store(scores + i * LANES, x[i]);
 #endif
     }
 }
 
-static void add_tile(const struct problem *problem, struct forward_scratch *s, int64_t head, int64_t dim)
-{
-    int64_t at = packed_at(problem, head, s->visit.tile, dim);
-    product_scores(dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
-    add_scores(s, (float)(fabs(problem->scale) * LOG2_E), s->visit.masked ? s->visit.mask : 0, dim);
-#if defined(UNIT_BFLOAT16)
-    const unit *weights = s->weights;
+/* The products of two steps are cut into blocks of columns, first those of scores and then those of sums, and the rows
+ * of the step between them into as many parts as it takes to be near each: the processor looks some hundred
+ * instructions ahead. Products on the vector units themselves are best left whole. */
+#if defined(UNIT_AMX)
+static const int64_t BLOCK_COLUMNS = 32, PARTS = 4;
 #else
-    const unit *weights = s->scores;
+static const int64_t BLOCK_COLUMNS = MAX_DIM, PARTS = 1;
 #endif
-    product_over_keys(dim, weights, (const unit *)problem->v_cross + at, s->out);
+
+INLINE void multiply_block(struct forward_scratch *s, struct step *next, struct step *before, int64_t block, int64_t dim)
+{
+    const int64_t of_scores = most(TILE / BLOCK_COLUMNS, 1);
+    if (block < of_scores) {
+        int64_t column = block * BLOCK_COLUMNS;
+        if (next)
+            product_scores(STEP, least(BLOCK_COLUMNS, TILE), dim, s->queries + next->row * dim / PER_UNIT,
+                           next->columns + column, next->scores + column);
+    } else if (before) {
+        int64_t column = (block - of_scores) * BLOCK_COLUMNS;
+        product_over_keys(STEP, least(BLOCK_COLUMNS, dim), dim, (const unit *)before->scores, before->cross + column,
+                          s->out + before->row * dim + column);
+    }
+}
+
+/* One move of the work: multiply the scores of ``next``, weigh ``now``, add ``before``; null where there is none, at the beginning
+ * and at the end of a row of steps. */
+static void move_on(const struct problem *problem, struct forward_scratch *s, struct step *next, struct step *now,
+                    struct step *before, int64_t dim)
+{
+    float scale_log2 = (float)(fabs(problem->scale) * LOG2_E);
+    int64_t num_blocks = most(TILE / BLOCK_COLUMNS, 1) + (dim + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    for (int64_t part = 0; part < PARTS; part++) {
+        for (int64_t block = part * num_blocks / PARTS; block < (part + 1) * num_blocks / PARTS; block++)
+            multiply_block(s, next, before, block, dim);
+        if (now && now->mask)
+            weigh(s, now, part * STEP / PARTS, STEP / PARTS, scale_log2, now->mask, dim);
+        else if (now)
+            weigh(s, now, part * STEP / PARTS, STEP / PARTS, scale_log2, 0, dim);
+    }
+}
+
+/* The step so many before the next one, or null. */
+INLINE struct step *step_before(struct forward_scratch *s, int64_t count)
+{
+    return s->num_steps >= count ? &s->steps[(s->num_steps - count) % STEPS] : 0;
+}
+
+static void add_tile(const struct problem *problem, struct forward_scratch *s, const struct visit *visit, int64_t head,
+                     int64_t dim)
+{
+    int64_t at = packed_at(problem, head, visit->tile, dim);
+    for (int row = 0; row < TILE; row += STEP) {
+        struct step *step = &s->steps[s->num_steps % STEPS];
+        step->row = row;
+        step->mask = visit->masked ? visit->mask : 0;
+        step->columns = (const unit *)problem->k_columns + at;
+        step->cross = (const unit *)problem->v_cross + at;
+        move_on(problem, s, step, step_before(s, 1), step_before(s, 2), dim);
+        s->num_steps++;
+    }
+}
+
+/* Finish the steps that are under way. */
+static void finish_steps(const struct problem *problem, struct forward_scratch *s, int64_t dim)
+{
+    move_on(problem, s, 0, step_before(s, 1), step_before(s, 2), dim);
+    move_on(problem, s, 0, 0, step_before(s, 1), dim);
 }
 
 /* Rows [first, last] of a tile of queries; others are zeros. */
@@ -104,19 +179,20 @@ static void start_rows(const struct problem *problem, struct forward_scratch *s,
                 to[u] = -to[u];
 #endif
         s->row_max[row] = -3.4028234663852886e38f; /* finite, so that differences from it are never NaN */
-        s->row_sum[row] = 0.0f;
+        vec_store(s->row_sum[row], vec_all(0.0f));
     }
     memset(s->out, 0, TILE * dim * sizeof(float));
+    s->num_steps = 0;
 }
 
 /* Divide a row of out by its sum. Returns its lse; a row without keys gives 0 and -inf. */
 static float finish_row(struct forward_scratch *s, int row, int64_t dim)
 {
-    float sum = s->row_sum[row];
+    float sum = vec_sum(vec_load(s->row_sum[row]));
     vec by = vec_all(sum == 0.0f ? 1.0f : 1.0f / sum);
     for (int64_t d = 0; d < dim; d += LANES)
         vec_store(s->out + row * dim + d, vec_mul(vec_load(s->out + row * dim + d), by));
-    return sum == 0.0f ? -INFINITY : (float)((s->row_max[row] + log2((double)sum)) * LN_2);
+    return sum == 0.0f ? -INFINITY : (float)(((double)s->row_max[row] + log2f(sum)) * LN_2);
 }
 
 INLINE void write_out(const struct problem *problem, const float *from, float lse, int64_t batch, int64_t query_head,
@@ -144,17 +220,20 @@ static void attend_tile(const struct problem *problem, int64_t item, char *scrat
         return;
     const uint64_t *visible = problem->visible + in_slab * num_packed_tiles(problem);
     const uint64_t *is_column = problem->is_column + in_slab * num_packed_tiles(problem);
+    begin_products();
     for (int64_t query_head = kv_head * group; query_head < (kv_head + 1) * group; query_head++) {
         start_rows(problem, s, head, query_head, dim);
         struct walk walk = walk_keys(problem, &rules, &s->plan, visible, is_column);
-        while (walk_next(&walk, kv_head, &s->visit))
-            add_tile(problem, s, head, dim);
+        for (int turn = 0; walk_next(&walk, kv_head, &s->visits[turn]); turn = !turn)
+            add_tile(problem, s, &s->visits[turn], head, dim);
+        finish_steps(problem, s, dim);
         for (int64_t query = s->plan.first; query <= s->plan.last; query++) {
             int row = (int)(query - s->plan.start);
             float lse = finish_row(s, row, dim);
             write_out(problem, s->out + row * dim, lse, batch, query_head, query);
         }
     }
+    end_products();
 }
 
 /* --- global rows --- */
@@ -175,23 +254,27 @@ static void attend_global(const struct problem *problem, int64_t item, char *scr
     int64_t dim = padded_dim(problem->head_dim), group = group_size(problem), num_rows = num_global_rows(problem);
     int64_t share = (problem->num_grid_tiles + problem->num_splits - 1) / problem->num_splits;
     int64_t end = least((split + 1) * share, problem->num_grid_tiles);
+    begin_products();
     for (int64_t in_group = 0; in_group < group; in_group++)
         for (int64_t start = 0; start < num_rows; start += TILE) {
             s->plan.start = s->plan.first = start;
             s->plan.last = least(start + TILE, num_rows) - 1;
             start_rows(problem, s, head, kv_head * group + in_group, dim);
             for (int64_t tile = split * share; tile < end; tile++) {
-                s->visit.tile = tile;
-                s->visit.masked = 0;
-                hide_keys(&s->visit, problem->visible[in_slab * num_packed_tiles(problem) + tile]);
-                add_tile(problem, s, head, dim);
+                struct visit *visit = &s->visits[tile % 2];
+                visit->tile = tile;
+                visit->masked = 0;
+                hide_keys(visit, problem->visible[in_slab * num_packed_tiles(problem) + tile]);
+                add_tile(problem, s, visit, head, dim);
             }
+            finish_steps(problem, s, dim);
             for (int64_t row = start; row <= s->plan.last; row++) {
                 int64_t at = part_at(problem, split, in_slab, in_group, row);
                 problem->part_lse[at] = finish_row(s, (int)(row - start), dim);
                 memcpy(problem->part + at * dim, s->out + (row - start) * dim, dim * sizeof(float));
             }
         }
+    end_products();
 }
 
 /* Item: a head of the slab, whose parts are merged in the order of the splits. */

@@ -61,7 +61,12 @@ INLINE void write_row(const float *from, int64_t dtype, int64_t count, char *to)
     if (dtype == FLOAT32) {
         memcpy(to, from, count * 4);
     } else if (dtype == BFLOAT16) {
-        for (int64_t d = 0; d < count; d++) {
+        int64_t d = 0;
+#if defined(UNIT_BFLOAT16)
+        for (; d + 16 <= count; d += 16)
+            _mm256_storeu_si256((__m256i *)(to + 2 * d), (__m256i)_mm512_cvtneps_pbh(vec_load(from + d)));
+#endif
+        for (; d < count; d++) {
             uint16_t bits = float_to_bfloat16(from[d]);
             memcpy(to + 2 * d, &bits, 2);
         }
@@ -75,17 +80,67 @@ INLINE void write_row(const float *from, int64_t dtype, int64_t count, char *to)
     }
 }
 
+/* A row as it is, without a call for the sizes that are common. */
+INLINE void copy_row(const char *from, int64_t bytes, char *to)
+{
+    if (bytes % 32) {
+        memcpy(to, from, bytes);
+        return;
+    }
+    for (int64_t at = 0; at < bytes; at += 32)
+        _mm256_storeu_si256((__m256i *)(to + at), _mm256_loadu_si256((const __m256i *)(from + at)));
+}
+
 /* One row of a tensor as units that have neighbours, zero in the padding; null is a row of zeros. */
 INLINE void pack_row(const struct problem *problem, const char *from, int64_t dim, unit *to)
 {
     int64_t head_dim = problem->head_dim;
-    memset(to, 0, dim / PER_UNIT * sizeof(unit));
+    if (!from || dim != head_dim)
+        memset(to, 0, dim / PER_UNIT * sizeof(unit));
     if (!from)
         return;
 #if defined(UNIT_BFLOAT16)
-    memcpy(to, from, head_dim * 2); /* as it is: this code is for bfloat16 alone */
+    copy_row(from, head_dim * 2, (char *)to); /* as it is: this code is for bfloat16 alone */
 #else
-    read_row(from, problem->dtype, head_dim, to);
+    if (problem->dtype == FLOAT32)
+        copy_row(from, head_dim * 4, (char *)to);
+    else
+        read_row(from, problem->dtype, head_dim, to);
+#endif
+}
+
+/* Turn a square of LANES by LANES units; rows at strides in units. */
+INLINE void turn_square(const unit *from, int64_t from_row, unit *to, int64_t to_row)
+{
+#if defined(__AVX512F__)
+    /* Pairs of rows, then fours, eights and all, change places within and between quarters of vectors. */
+    __m512i a[16], b[16];
+    for (int i = 0; i < 16; i++)
+        a[i] = _mm512_loadu_si512(from + i * from_row);
+    for (int i = 0; i < 16; i += 2) {
+        b[i] = _mm512_unpacklo_epi32(a[i], a[i + 1]);
+        b[i + 1] = _mm512_unpackhi_epi32(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            a[i + 2 * j] = _mm512_unpacklo_epi64(b[i + j], b[i + 2 + j]);
+            a[i + 2 * j + 1] = _mm512_unpackhi_epi64(b[i + j], b[i + 2 + j]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            b[i + j] = _mm512_shuffle_i32x4(a[i + j], a[i + 4 + j], 0x88);
+            b[i + 4 + j] = _mm512_shuffle_i32x4(a[i + j], a[i + 4 + j], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        a[j] = _mm512_shuffle_i32x4(b[j], b[8 + j], 0x88);
+        a[8 + j] = _mm512_shuffle_i32x4(b[j], b[8 + j], 0xdd);
+    }
+    for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512(to + i * to_row, a[i]);
+#else
+    for (int i = 0; i < LANES; i++)
+        for (int j = 0; j < LANES; j++)
+            to[i * to_row + j] = from[j * from_row + i];
 #endif
 }
 
@@ -93,10 +148,9 @@ INLINE void pack_row(const struct problem *problem, const char *from, int64_t di
 INLINE void turn(const unit *rows, int64_t dim, unit *columns)
 {
     int64_t count = dim / PER_UNIT;
-    for (int64_t u = 0; u < count; u += 16) /* by lines of 64 bytes: each is read once */
-        for (int row = 0; row < TILE; row++)
-            for (int64_t i = 0; i < least(16, count - u); i++)
-                columns[(u + i) * TILE + row] = rows[row * count + u + i];
+    for (int64_t u = 0; u < count; u += LANES)
+        for (int row = 0; row < TILE; row += LANES)
+            turn_square(rows + row * count + u, count, columns + u * TILE + row, TILE);
 }
 
 /* Rows to cross: with float32 a copy, which callers save where they can. */
@@ -106,12 +160,29 @@ INLINE void cross(const unit *rows, int64_t dim, unit *to)
     typedef uint16_t __attribute__((may_alias)) value;
     const value *values = (const value *)rows;
     for (int row = 0; row < TILE; row += 2)
-        for (int64_t d = 0; d < dim; d++)
-            to[row / 2 * dim + d] = values[row * dim + d] | (uint32_t)values[(row + 1) * dim + d] << 16;
+        for (int64_t d = 0; d < dim; d += LANES) {
+            __m512i upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(values + row * dim + d)));
+            __m512i lower = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(values + (row + 1) * dim + d)));
+            _mm512_storeu_si512(to + row / 2 * dim + d, _mm512_or_si512(upper, _mm512_slli_epi32(lower, 16)));
+        }
 #else
     memcpy(to, rows, TILE * dim * sizeof(unit));
 #endif
 }
+
+/* Rows to turned. */
+#if defined(UNIT_BFLOAT16)
+INLINE void turn_values(const unit *rows, int64_t dim, unit *to)
+{
+    typedef uint16_t __attribute__((may_alias)) value;
+    const value *from = (const value *)rows;
+    value *values = (value *)to;
+    for (int64_t d = 0; d < dim; d += 32) /* by lines of 64 bytes */
+        for (int row = 0; row < TILE; row++)
+            for (int64_t i = 0; i < 32; i++)
+                values[(d + i) * TILE + row] = from[row * dim + d + i];
+}
+#endif
 
 /* --- the keys of a slab --- */
 

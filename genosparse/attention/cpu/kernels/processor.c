@@ -1,7 +1,33 @@
+#define _GNU_SOURCE /* syscall under -std=c11 */
 /* Which instruction sets this processor, and the operating system with it, can run. */
+
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 int genosparse_has(int set);
 int genosparse_fast_bf16(void);
+
+#if defined(__x86_64__) && defined(__linux__)
+
+/* Linux gives the tiles of AMX, 8 KiB of state for each thread, to processes that ask for them. */
+static int has_amx_bf16(void)
+{
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d))
+        return 0;
+    int has_bf16 = d >> 22 & 1, has_tiles = d >> 24 & 1;
+    return has_bf16 && has_tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+}
+
+#else
+
+static int has_amx_bf16(void) { return 0; }
+
+#endif
 
 int genosparse_has(int set)
 {
@@ -13,6 +39,7 @@ int genosparse_has(int set)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
             && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     case 2: return genosparse_has(1) && __builtin_cpu_supports("avx512bf16");
+    case 3: return genosparse_has(2) && has_amx_bf16();
     }
 #endif
     (void)set;

@@ -6,15 +6,78 @@
  *
  *     rows     [TILE][D / PER_UNIT]: a unit has neighbours of a row; a, by row
  *     columns  [D / PER_UNIT][TILE]: the same turned; b, so that lanes are the tile's positions
- *     cross    [TILE / PER_UNIT][D]: a unit has the values of neighbouring rows; b, so that lanes are dimensions, or a
- *              turned (CROSS_ROW, CROSS_UNIT)
+ *     cross    [TILE / PER_UNIT][D]: a unit has the values of neighbouring rows; b, so that lanes are dimensions
+ *     turned   [D][TILE / PER_UNIT]: cross turned; a, so that rows are dimensions
  *
- * With float32 units rows and cross are the same.
+ * With float32 units rows and cross are the same, and turned is them read the other way round.
  */
 #ifndef GENOSPARSE_PRODUCTS_H
 #define GENOSPARSE_PRODUCTS_H
 
 #include "vectors.h"
+
+#if defined(UNIT_AMX)
+
+/* AMX multiplies tiles of 16 rows of 16 units with tiles of 16 rows of b. Tiles 0 to 3 are sums, 4 and 5 of a, 6 and 7 of
+ * b: each tile that is read serves two products. */
+static const struct {
+    uint8_t palette, start_row, unused[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_configuration = {
+    .palette = 1,
+    .row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+    .rows = {16, 16, 16, 16, 16, 16, 16, 16},
+};
+
+INLINE void begin_products(void) { _tile_loadconfig(&tile_configuration); }
+
+/* The system need not keep the tiles of a thread that has none in use. */
+INLINE void end_products(void) { _tile_release(); }
+
+/* rows, columns are multiples of 32, depth of 16, and a_unit is 1; with add, to what is in sum. */
+INLINE void product(
+    int64_t rows, int64_t columns, int64_t depth, const unit *a, int64_t a_row, int64_t a_unit, const unit *b,
+    int64_t b_row, float *sum, int64_t sum_row, const int add)
+{
+    int64_t a_bytes = a_row * 4, b_bytes = b_row * 4, sum_bytes = sum_row * 4;
+    (void)a_unit;
+    for (int64_t column = 0; column < columns; column += 32)
+        for (int64_t row = 0; row < rows; row += 32) {
+            float *upper = sum + row * sum_row + column, *lower = upper + 16 * sum_row;
+            if (add) {
+                _tile_loadd(0, upper, sum_bytes);
+                _tile_loadd(1, upper + 16, sum_bytes);
+                _tile_loadd(2, lower, sum_bytes);
+                _tile_loadd(3, lower + 16, sum_bytes);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int64_t u = 0; u < depth; u += 16) {
+                const unit *of_a = a + row * a_row + u, *of_b = b + u * b_row + column;
+                _tile_loadd(4, of_a, a_bytes);
+                _tile_loadd(6, of_b, b_bytes);
+                _tile_loadd(7, of_b + 16, b_bytes);
+                _tile_loadd(5, of_a + 16 * a_row, a_bytes);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, upper, sum_bytes);
+            _tile_stored(1, upper + 16, sum_bytes);
+            _tile_stored(2, lower, sum_bytes);
+            _tile_stored(3, lower + 16, sum_bytes);
+        }
+}
+
+#else
+
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
 
 /* Sums kept in registers: of 32, 24 are sums, 4 a row of b and one a value of a; of AVX2's 16, 12, 2 and one. */
 #if defined(__AVX512F__)
@@ -82,22 +145,31 @@ INLINE void product(
         product_strip(1, rows, depth, a, a_row, a_unit, b + column, b_row, sum + column, sum_row, add);
 }
 
-/* scores[query][key] = sum over d: the queries' rows, the keys' columns. */
-INLINE void product_scores(int64_t dim, const unit *rows, const unit *columns, float *scores)
+#endif
+
+/* scores[query][key] = sum over d: the queries' rows, the keys' columns; of some rows and some columns. */
+INLINE void product_scores(int64_t num_rows, int64_t num_columns, int64_t dim, const unit *rows, const unit *columns,
+                           float *scores)
 {
-    product(TILE, TILE, dim / PER_UNIT, rows, dim / PER_UNIT, 1, columns, TILE, scores, TILE, 0);
+    product(num_rows, num_columns, dim / PER_UNIT, rows, dim / PER_UNIT, 1, columns, TILE, scores, TILE, 0);
 }
 
-/* sum[query][d] += over keys: the weights' rows, the keys' cross. */
-INLINE void product_over_keys(int64_t dim, const unit *weights, const unit *cross, float *sum)
+/* sum[query][d] += over keys: the weights' rows, one where each row of scores was, and the keys' cross; of some rows and
+ * some d. */
+INLINE void product_over_keys(int64_t num_rows, int64_t num_columns, int64_t dim, const unit *weights,
+                              const unit *cross, float *sum)
 {
-    product(TILE, dim, TILE_UNITS, weights, TILE_UNITS, 1, cross, dim, sum, dim, 1);
+    product(num_rows, num_columns, TILE_UNITS, weights, TILE, 1, cross, dim, sum, dim, 1);
 }
 
-/* sum[d][key] += over queries: the queries' cross turned, the weights' cross. */
-INLINE void product_over_queries(int64_t dim, const unit *cross, const unit *weights, float *sum)
+/* sum[d][key] += over queries: the queries turned, the weights' cross. */
+INLINE void product_over_queries(int64_t dim, const unit *turned, const unit *weights, float *sum)
 {
-    product(dim, TILE, TILE_UNITS, cross, 1, dim, weights, TILE, sum, TILE, 1);
+#if defined(UNIT_BFLOAT16)
+    product(dim, TILE, TILE_UNITS, turned, TILE_UNITS, 1, weights, TILE, sum, TILE, 1);
+#else
+    product(dim, TILE, TILE_UNITS, turned, 1, dim, weights, TILE, sum, TILE, 1);
+#endif
 }
 
 #endif

@@ -65,6 +65,24 @@ INLINE_RULE int64_t column_position(const struct rules *rules, int64_t column)
     return strided / rules->block_size * rules->period + rules->offset + strided % rules->block_size;
 }
 
+/* Columns before positions that ascend, without a division for each. */
+struct column_count {
+    int64_t count, next; /* so many lie before the position asked for last, and where the next one is */
+};
+
+INLINE_RULE void count_from(const struct rules *rules, int64_t count, struct column_count *counted)
+{
+    counted->count = count;
+    counted->next = count >= rules->num_global && !rules->period ? INT64_MAX : column_position(rules, count);
+}
+
+INLINE_RULE int64_t count_below(const struct rules *rules, int64_t x, struct column_count *counted)
+{
+    while (x > counted->next)
+        count_from(rules, counted->count + 1, counted);
+    return counted->count;
+}
+
 INLINE_RULE int is_column(const struct rules *rules, int64_t x)
 {
     return columns_below(rules, x + 1) > columns_below(rules, x);
@@ -111,11 +129,16 @@ INLINE_RULE void cut_columns(const struct rules *rules, struct query_tile *queri
     if (queries->has_column_cuts)
         return;
     queries->has_column_cuts = 1;
+    int64_t end = rules->causal ? least(queries->start, rules->length - 1) + 1 : rules->length;
+    struct column_count low, high, seen;
+    count_from(rules, columns_below(rules, queries->low[0]), &low);
+    count_from(rules, columns_below(rules, queries->high[0]), &high);
+    count_from(rules, columns_below(rules, end), &seen);
     for (int row = 0; row < TILE; row++) {
         int64_t query = least(queries->start + row, rules->length - 1);
-        queries->column_low[row] = columns_below(rules, queries->low[row]);
-        queries->column_high[row] = columns_below(rules, queries->high[row]);
-        queries->column_end[row] = columns_below(rules, rules->causal ? query + 1 : rules->length);
+        queries->column_low[row] = count_below(rules, queries->low[row], &low);
+        queries->column_high[row] = count_below(rules, queries->high[row], &high);
+        queries->column_end[row] = count_below(rules, rules->causal ? query + 1 : rules->length, &seen);
     }
 }
 

@@ -1,6 +1,7 @@
 /* Vectors of LANES float32, and of LANES 32-bit units: what the kernels are written in, for each instruction set.
  *
- * A unit is what one lane of a product takes at a time: a float32, or with UNIT_BFLOAT16 two neighbouring bfloat16.
+ * A unit is what one lane of a product takes at a time: a float32, or with UNIT_BFLOAT16 two neighbouring bfloat16; with
+ * UNIT_AMX besides, AMX multiplies them tile by tile.
  * Sums are float32 always.
  */
 #ifndef GENOSPARSE_VECTORS_H
@@ -30,11 +31,10 @@ INLINE vec vec_fma(vec a, vec b, vec c) { return _mm512_fmadd_ps(a, b, c); }
 INLINE vec vec_max(vec a, vec b) { return _mm512_max_ps(a, b); } /* b where one is NaN */
 INLINE float vec_sum(vec x) { return _mm512_reduce_add_ps(x); }
 INLINE float vec_largest(vec x) { return _mm512_reduce_max_ps(x); }
+INLINE int vec_any_above(vec a, vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
 INLINE lanes vec_lanes(uint64_t bits) { return (lanes)bits; }
 INLINE vec vec_choose(lanes chosen, vec a, vec otherwise) { return _mm512_mask_mov_ps(otherwise, chosen, a); }
 INLINE vec vec_keep(lanes kept, vec a) { return _mm512_maskz_mov_ps(kept, a); }
-INLINE vec vec_round(vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-INLINE vec vec_scale_by_power(vec x, vec n) { return _mm512_scalef_ps(x, n); } /* x * 2^n */
 INLINE vec vec_from_half(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
 INLINE void vec_to_half(uint16_t *p, vec x) { _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, 0)); }
 
@@ -64,6 +64,7 @@ INLINE float vec_largest(vec x)
     half = _mm_max_ps(half, _mm_movehl_ps(half, half));
     return _mm_cvtss_f32(_mm_max_ss(half, _mm_movehdup_ps(half)));
 }
+INLINE int vec_any_above(vec a, vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
 INLINE lanes vec_lanes(uint64_t bits)
 {
     __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -72,12 +73,6 @@ INLINE lanes vec_lanes(uint64_t bits)
 }
 INLINE vec vec_choose(lanes chosen, vec a, vec otherwise) { return _mm256_blendv_ps(otherwise, a, chosen); }
 INLINE vec vec_keep(lanes kept, vec a) { return _mm256_and_ps(kept, a); }
-INLINE vec vec_round(vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-INLINE vec vec_scale_by_power(vec x, vec n) /* x * 2^n for n from -127, where it is 0, to 127 */
-{
-    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
-    return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)));
-}
 INLINE vec vec_from_half(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
 INLINE void vec_to_half(uint16_t *p, vec x) { _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, 0)); }
 
@@ -89,33 +84,43 @@ enum { VECTORS = TILE / LANES }; /* of a row of a tile */
 
 INLINE lanes lanes_of(uint64_t bits, int vector) { return vec_lanes(bits >> (vector * LANES)); }
 
-/* 2^x to 1 ulp for x up to 127; below -127 exactly 0 or no more than 2^-127, and exactly 0 at -inf; NaN stays NaN.
- * The coefficients are the minimax polynomials of 2^f on [-1/2, 1/2], by their relative error (7.5e-8; where the result
- * becomes bfloat16, 2.6e-6). */
+/* 2^x to 2 ulp for x up to 127; below -127 exactly 0 or no more than 2^-127, and exactly 0 at -inf; NaN stays NaN.
+ * The coefficients are the minimax polynomials of 2^f by their relative error: 7.5e-8, and where the result becomes
+ * bfloat16, which has 2e-3, 7.5e-5. */
+#if defined(__AVX512F__)
 INLINE vec vec_exp2(vec x)
 {
-#if defined(__AVX512F__)
-    x = vec_max(vec_all(-200.0f), x);
-#else
-    x = vec_max(vec_all(-127.0f), x);
-#endif
-    vec n = vec_round(x), f = vec_sub(x, n);
+    vec f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); /* x - floor(x), and 0 at -inf */
 #if defined(UNIT_BFLOAT16)
-    vec p = vec_all(0.0095701014340611f);
-    p = vec_fma(p, f, vec_all(0.05591786028197158f));
-    p = vec_fma(p, f, vec_all(0.2402474483964589f));
-    p = vec_fma(p, f, vec_all(0.6931218147436669f));
-    p = vec_fma(p, f, vec_all(0.999999261442165f));
+    vec p = vec_all(0.07802452264047964f);
+    p = vec_fma(p, f, vec_all(0.226067155427483f));
+    p = vec_fma(p, f, vec_all(0.6958335404947528f));
+    p = vec_fma(p, f, vec_all(0.9999252185627154f));
 #else
+    vec p = vec_all(0.0018775766751787312f);
+    p = vec_fma(p, f, vec_all(0.008989340090521965f));
+    p = vec_fma(p, f, vec_all(0.055826318053277646f));
+    p = vec_fma(p, f, vec_all(0.2401536170443786f));
+    p = vec_fma(p, f, vec_all(0.6931530732001692f));
+    p = vec_fma(p, f, vec_all(0.9999999250635262f));
+#endif
+    return _mm512_scalef_ps(p, x); /* p * 2^floor(x) */
+}
+#else
+INLINE vec vec_exp2(vec x)
+{
+    x = vec_max(vec_all(-127.0f), x);
+    vec n = _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = vec_sub(x, n);
     vec p = vec_all(0.0013276471517955674f);
     p = vec_fma(p, f, vec_all(0.009675541330617094f));
     p = vec_fma(p, f, vec_all(0.05550713274964601f));
     p = vec_fma(p, f, vec_all(0.24022119723935212f));
     p = vec_fma(p, f, vec_all(0.6931469670638631f));
     p = vec_fma(p, f, vec_all(1.0000000716546547f));
-#endif
-    return vec_scale_by_power(p, n);
+    __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return vec_mul(p, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))); /* 0 where n is -127 */
 }
+#endif
 
 /* --- units --- */
 
@@ -135,9 +140,11 @@ INLINE void units_store_row(unit *p, vec low, vec high)
 /* Round two rows, each unit a value of the one and the value below it of the other. */
 INLINE void units_store_cross(unit *p, vec upper, vec lower)
 {
-    __m512i first = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(upper));
-    __m512i second = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(lower));
-    _mm512_storeu_si512(p, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+    static const uint16_t by_turns[32] __attribute__((aligned(64))) = {
+        0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31,
+    };
+    __m512i rounded = (__m512i)_mm512_cvtne2ps_pbh(lower, upper);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_load_si512(by_turns), rounded));
 }
 
 #else
