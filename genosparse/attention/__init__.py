@@ -4,7 +4,7 @@
 are the backends, ``flex`` a rival to them, ``ops`` is what torch is told about it all.
 """
 
-from genosparse.attention.api import BACKENDS, MAX_HEAD_DIM, sparse_attention
+from genosparse.attention.api import BACKENDS, MAX_HEAD_DIM, input_dtype, sparse_attention
 from genosparse.attention.pattern import SparsePattern
 
-__all__ = ["BACKENDS", "MAX_HEAD_DIM", "SparsePattern", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "SparsePattern", "input_dtype", "sparse_attention"]

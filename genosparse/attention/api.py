@@ -15,7 +15,7 @@ from genosparse.attention.pattern import TABLE_BLOCK, SparsePattern
 from genosparse.attention.reference import reference_attention
 from genosparse.errors import PatternError
 
-__all__ = ["BACKENDS", "MAX_HEAD_DIM", "default_backend", "sparse_attention"]
+__all__ = ["BACKENDS", "MAX_HEAD_DIM", "default_backend", "input_dtype", "sparse_attention"]
 
 BACKENDS = ("auto", "triton", "cpu", "cpu-native", "cpu-aten", "flex", "reference")
 
@@ -118,6 +118,17 @@ def sparse_attention(
     else:
         out, lse = attention(q, k, v, pack_pattern(pattern), scale, key_mask, extra_blocks, backend)
     return (out, lse) if return_lse else out
+
+
+def input_dtype(dtype: torch.dtype, device: torch.device, head_dim: int) -> torch.dtype:
+    """The dtype to hand q, k and v over in that are to be ``dtype``, where a caller can choose.
+
+    ``dtype`` itself, but where no backend reads it: torch's operators on the CPU compute in float32 whatever they are
+    given, and are spared the way there and back.
+    """
+    if device.type == "cpu" and native.why_not(dtype, head_dim, 1) is not None:
+        return torch.float32
+    return dtype
 
 
 def default_backend(dtype: torch.dtype, device: torch.device, head_dim: int = 64) -> str:

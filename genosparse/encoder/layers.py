@@ -6,6 +6,7 @@ D head size, P pairs of channels (D / 2).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genosparse.attention import SparsePattern, sparse_attention
+from genosparse.attention import SparsePattern, input_dtype, sparse_attention
 from genosparse.channels import CHANNEL_UNITS, LOGARITHMIC
 from genosparse.encoder.config import EncoderConfig
 from genosparse.tokenizers import MASK
 
 __all__ = ["BaseHead", "Block", "ChannelProjection", "RMSNorm", "TokenEmbedding", "rotary_angles", "rotary_turns"]
 
-# Positions that a position-wise layer takes at a time when no gradient is wanted: a million positions through the
-# SwiGLU at once would be several times the size of the hidden states.
-_CHUNK = 1 << 15
+# Positions that a position-wise layer takes at a time when no gradient is wanted. So many stay in the caches, in memory
+# that the allocator has at hand: eight times as many take twice as long, and a million at once would be several times
+# the size of the hidden states.
+_CHUNK = 1 << 12
 
 
 class TokenEmbedding(nn.Module):
@@ -200,8 +202,7 @@ class Block(nn.Module):
         normed = self.attention_norm(x_BNC, dtype=_autocast_dtype(x_BNC))
         qk, v = self.qkv(normed).unflatten(-1, (-1, self.head_dim)).split([sum(self.heads[:2]), self.heads[2]], dim=2)
         qk = _rotate(qk, rotary_1NP2[0])
-        # The CPU's attention computes in float32 whatever it is given: spare it the way there and back.
-        dtype = torch.float32 if x_BNC.device.type == "cpu" else v.dtype
+        dtype = input_dtype(v.dtype, v.device, self.head_dim)
         q, k = qk.to(dtype).split(self.heads[:2], dim=2)
         return q, k, v.to(dtype)
 
@@ -212,21 +213,22 @@ class Block(nn.Module):
 
 
 def _along_sequence(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Apply a position-wise function to [B or 1, N, ...], in chunks of positions when no gradient is wanted.
+    """Apply a position-wise function to [B or 1, N, ...], some rows and positions at a time when no gradient is wanted.
 
     While a graph is traced the function is applied to the whole: chunks would fix their number, and so the length.
     """
-    length = inputs[0].shape[1]
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or length <= _CHUNK:
+    batch, length = inputs[0].shape[:2]
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or batch * length <= _CHUNK:
         return function(*inputs)
+    rows = max(1, _CHUNK // length)
     results: tuple[Tensor, ...] = ()
-    for start in range(0, length, _CHUNK):
-        size = min(_CHUNK, length - start)
-        parts = function(*(x.narrow(1, start, size) for x in inputs))
+    for row, start in itertools.product(range(0, batch, rows), range(0, length, _CHUNK)):
+        here = slice(row, row + rows), slice(start, start + _CHUNK)
+        parts = function(*(x[here] if x.shape[0] == batch else x[:, here[1]] for x in inputs))
         if not results:
-            results = tuple(part.new_empty(part.shape[0], length, *part.shape[2:]) for part in parts)
+            results = tuple(part.new_empty(batch, length, *part.shape[2:]) for part in parts)
         for result, part in zip(results, parts, strict=True):
-            result[:, start : start + size] = part
+            result[here] = part
     return results
 
 

@@ -106,13 +106,22 @@ def test_logits_at_sites_are_those_of_the_whole() -> None:
     torch.testing.assert_close(picked, torch.stack([whole[row, sites[row]] for row in range(2)]))
 
 
-def test_chunks_along_the_sequence_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("shape", [(2, 300), (7, 25), (1, 130)])
+def test_chunks_of_rows_and_along_the_sequence_change_nothing(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
     encoder = make_encoder()
-    tokens = random_tokens(2, 300)
+    tokens = random_tokens(*shape)
     expected = encoder(tokens)
     monkeypatch.setattr("genosparse.encoder.layers._CHUNK", 64)
+    sizes: list[int] = []
+    encoder.blocks[0].mlp_in.register_forward_hook(
+        lambda _module, inputs, _out: sizes.append(inputs[0][..., 0].numel())
+    )
     with torch.inference_mode():
         torch.testing.assert_close(encoder(tokens), expected, rtol=1e-5, atol=1e-5)
+    assert max(sizes) <= 64
+    assert sum(sizes) == shape[0] * (shape[1] + encoder.config.num_global)
 
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
