@@ -33,13 +33,17 @@ def main(arguments: Sequence[str]) -> int:
 
 def _lines() -> list[str]:
     machine = describe_machine(torch.device("cpu"))
+    why_not = native.why_not(torch.float32, 64, 1)
     rows = [
         ("genosparse", genosparse.__version__),
         ("python", machine["python"]),
         *((package, _version_of(package)) for package in _PACKAGES),
         ("processor", f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads in use"),
         ("features", ", ".join(processor_features()) or "none of those that the kernels ask for"),
-        ("native kernels", native.why_not(torch.float32, 64, 1) or ", ".join(native.available_instruction_sets())),
+        (
+            "native kernels",
+            f"none: cpu-native {why_not}" if why_not else ", ".join(native.available_instruction_sets()),
+        ),
     ]
     devices = [torch.device("cpu")]
     for index in range(torch.cuda.device_count()):

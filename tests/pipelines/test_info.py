@@ -5,6 +5,7 @@ import torch
 
 from genosparse.attention import SparsePattern, sparse_attention
 from genosparse.attention.api import default_backend
+from genosparse.attention.cpu import native
 from genosparse.cli import main
 
 
@@ -22,6 +23,18 @@ def test_says_versions_processor_and_the_backend_of_each_dtype(capsys: pytest.Ca
         q = torch.randn(1, 1, 70, 64).to(dtype)
         pattern = SparsePattern(window=3)
         assert torch.equal(sparse_attention(q, q, q, pattern), sparse_attention(q, q, q, pattern, backend=backend))
+
+
+def test_says_why_there_are_no_native_kernels(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_chosen", None)
+    monkeypatch.setattr(native, "_has_warned", True)
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    assert "  none: cpu-native is not built: the package was installed without a C compiler" in out
+    assert "float32 on cpu   cpu-aten\n" in out
 
 
 def test_has_no_settings(capsys: pytest.CaptureFixture[str]) -> None:

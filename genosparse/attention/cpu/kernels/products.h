@@ -42,6 +42,7 @@ INLINE void product(
 {
     int64_t a_bytes = a_row * 4, b_bytes = b_row * 4, sum_bytes = sum_row * 4;
     (void)a_unit;
+    __asm__ volatile("" ::: "memory"); /* a compiler does not know that tiles are loaded from what was stored before */
     for (int64_t column = 0; column < columns; column += 32)
         for (int64_t row = 0; row < rows; row += 32) {
             float *upper = sum + row * sum_row + column, *lower = upper + 16 * sum_row;
