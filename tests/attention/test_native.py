@@ -31,7 +31,7 @@ SETS = native.available_instruction_sets()
 # What multiplies bfloat16 leaves float32 to another set.
 FLOAT32_SETS = [name for name in SETS if "bf16" not in name]
 in_float32_alone = pytest.mark.parametrize("instruction_set", FLOAT32_SETS, indirect=True)
-few_or_many = pytest.mark.parametrize("count", [12, pytest.param(200, marks=pytest.mark.slow)])
+few_or_many = pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(params=SETS, autouse=True)
@@ -60,8 +60,16 @@ def in_float32(tensors: list[Tensor]) -> list[Tensor]:
     return [tensor.float() for tensor in tensors]
 
 
-def tolerance_of(tensors: list[Tensor]) -> float:
-    return 2e-5 * max(1.0, tensors[0].shape[2] ** 0.5 / 4)
+def assert_near(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    """Equal to float32's precision, which is one of the largest values: sums over many queries come to some dozens."""
+    largest = [torch.where(x.isfinite(), x, 0.0).abs().max().item() for x in expected]
+    units = [max(1.0, size / 4) for size in largest]
+    tolerance = 2e-5 * max(1.0, expected[0].shape[2] ** 0.5 / 4)
+    assert_same(
+        tuple(x.double() / unit for x, unit in zip(got, units, strict=True)),
+        tuple(x / unit for x, unit in zip(expected, units, strict=True)),
+        tolerance,
+    )
 
 
 @in_float32_alone
@@ -72,7 +80,7 @@ def test_equals_the_reference_in_float32(count: int) -> None:
     def check(problem: Problem) -> None:
         pattern, tensors, masks = problem
         expected = attend("reference", [tensor.float().double() for tensor in tensors], pattern, masks)
-        assert_same(attend("cpu-native", in_float32(tensors), pattern, masks), expected, tolerance_of(tensors))
+        assert_near(attend("cpu-native", in_float32(tensors), pattern, masks), expected)
 
     check()
 
@@ -94,7 +102,7 @@ def test_equals_the_reference_however_it_is_shared_out(count: int) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(native, "_SLAB_BYTES", bytes_of_slab)
             patch.setattr(native, "_ITEMS", items)
-            assert_same(attend("cpu-native", in_float32(tensors), pattern, masks), expected, tolerance_of(tensors))
+            assert_near(attend("cpu-native", in_float32(tensors), pattern, masks), expected)
 
     check()
 
