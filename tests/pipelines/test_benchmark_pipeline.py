@@ -16,6 +16,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from wandb_files import wandb_file
 
+from genosparse.benchmarking.rivals import OURS
 from genosparse.cli import main
 from genosparse.errors import ConfigError
 from genosparse.pipelines import app
@@ -25,6 +26,7 @@ SMALL = [
     "head_dim=16", "pattern.window=32", "pattern.stride=64", "device=cpu", "threads=1",
 ]  # fmt: skip
 RUN_DIR = Path("runs/benchmark-attention")
+BACKENDS = [rival.name for rival in OURS["cpu"]]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
@@ -68,7 +70,7 @@ def test_results_table_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert machine["processor"]
     assert (machine["threads"], machine["torch"], machine["gpu"]) == (1, torch.__version__, None)
     assert contents["settings"]["pattern"]["window"] == 32
-    names = ["torch.mm", "cpu-aten", "sdpa (dense)", "flex", "window only"]
+    names = ["torch.mm", *BACKENDS, "sdpa (dense)", "flex", "window only"]
     rows = contents["rows"]
     assert [(row["implementation"], row["length"]) for row in rows] == [(name, n) for n in (256, 512) for name in names]
     assert {row["status"] for row in rows} == {"measured"}
@@ -76,7 +78,8 @@ def test_results_table_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
     # At 512 positions: 65 keys of the window, less 2 * (1 + ... + 32) / 2 at each end, and 8 columns not in the window.
     window = 65 * 512 - 32 * 33
     columns = sum(abs(i - j) > 32 for i in range(512) for j in range(0, 512, 64))
-    assert [row["pairs"] for row in rows[5:]] == [None, *[2 * (window + columns)] * 3, 2 * window]
+    pairs = 2 * (window + columns)
+    assert [row["pairs"] for row in rows[len(names) :]] == [None, *[pairs] * (len(BACKENDS) + 2), 2 * window]
     for row in rows:
         assert re.search(rf"{row['length']} +{re.escape(row['implementation'])} +", captured.out)
     assert "forward, float32: batch 1, 2 heads (1 KV), head size 16; window 32, stride 64" in captured.out
@@ -119,12 +122,13 @@ def test_killed_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
         else:
             assert process.returncode == -signal.SIGKILL
     finished = [row for line in journal.read_text().splitlines() for row in json.loads(line)["rows"]]
-    assert 6 <= len(finished) < 9
+    per_length = len(["torch.mm", *BACKENDS, "sdpa (dense)"])
+    assert 2 * per_length <= len(finished) < 3 * per_length
     with journal.open("a") as file:
         file.write('{"unit": "forw')  # a line that the kill cut in two
     assert benchmark(*arguments) == 0
     rows = results()["rows"]
-    assert len(rows) == 9
+    assert len(rows) == 3 * per_length
     assert rows[: len(finished)] == finished
     assert not journal.exists()
 
@@ -132,8 +136,11 @@ def test_killed_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_takes_too_long_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark(*SMALL, "rivals=[window]", "max_seconds=0.000001") == 0
     rows = [(row["implementation"], row["status"]) for row in results()["rows"]]
-    once = [("torch.mm", "measured"), ("cpu-aten", "stopped"), ("window only", "skipped")]
-    assert rows == [*once, once[0], ("cpu-aten", "skipped"), once[2]]
+    product, window = ("torch.mm", "measured"), ("window only", "skipped")
+    assert rows == [
+        *(product, *((name, "stopped") for name in BACKENDS), window),
+        *(product, *((name, "skipped") for name in BACKENDS), window),
+    ]
     output = capsys.readouterr().out
     assert "stopped: its first run took" in output
     assert "skipped: stopped at 256" in output
