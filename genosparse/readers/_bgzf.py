@@ -23,6 +23,8 @@ _FOOTER = struct.Struct("<II")  # CRC-32 and size of what is unpacked
 _MOST_BLOCK_BYTES = 1 << 16  # packed or not
 # Read at once of the packed file, some ten blocks: system calls cost little then, and little is read in vain.
 _PACKED_BYTES = 1 << 18
+# Unpacked blocks that stay, 4 MB at the most: neighbouring intervals, and two passes over one, begin in the same ones.
+_NUM_KEPT = 64
 
 
 class DamagedBlockError(FileFormatError):
@@ -61,6 +63,7 @@ class BlockReader(Closing):
         except OSError as error:
             raise self._unreadable(error) from None
         self._packed, self._packed_at = b"", 0
+        self._kept: dict[int, tuple[bytes, int]] = {}  # by where each begins: a block, and where it ends
         # The block that is unpacked, from where to where it is in the file, and what of it has been read.
         self._block, self._begin, self._end, self._within = b"", 0, 0, 0
 
@@ -134,28 +137,40 @@ class BlockReader(Closing):
             Whether there is one.
         """
         at = self._end
+        found = self._kept.get(at)
+        if found is None:
+            found = self._unpacked(at, last)
+            if found is None:
+                return False
+            if len(self._kept) >= _NUM_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[at] = found
+        self._block, self._end = found
+        self._begin, self._within = at, 0
+        return True
+
+    def _unpacked(self, at: int, last: int | None) -> tuple[bytes, int] | None:
+        """The block that begins at a byte of the file, and where it ends; None at the file's end."""
         place = self._placed(at, _HEADER_BYTES, last)
         head = self._packed[place : place + _HEADER_BYTES]
         if not head:
-            return False
-        # As htslib has it, its own field is the only one.
+            return None
+        # As htslib has it, BGZF's own field is the only one.
         if len(head) < _HEADER_BYTES or head[:4] != _GZIP_START or head[10:16] != _BGZF_FIELD:
             raise DamagedBlockError(self.path, at)
         size = int.from_bytes(head[16:], "little") + 1
         place = self._placed(at, size, last)
         footer_at = place + size - _FOOTER.size
-        if footer_at < place + _HEADER_BYTES or footer_at + _FOOTER.size > len(self._packed):
+        if footer_at < place + _HEADER_BYTES or place + size > len(self._packed):
             raise DamagedBlockError(self.path, at)
         try:
             block = zlib.decompress(self._packed[place + _HEADER_BYTES : footer_at], -zlib.MAX_WBITS, _MOST_BLOCK_BYTES)
         except zlib.error:
             raise DamagedBlockError(self.path, at) from None
-        if _FOOTER.unpack_from(self._packed, footer_at) != (zlib.crc32(block), len(block)) or (
-            len(block) > _MOST_BLOCK_BYTES
-        ):
+        says = _FOOTER.unpack_from(self._packed, footer_at)
+        if says != (zlib.crc32(block), len(block)) or len(block) > _MOST_BLOCK_BYTES:
             raise DamagedBlockError(self.path, at)
-        self._block, self._begin, self._end, self._within = block, at, at + size, 0
-        return True
+        return block, at + size
 
     def _placed(self, at: int, size: int, last: int | None) -> int:
         """Where in the packed bytes at hand the file's byte ``at`` is, with ``size`` bytes from it on if there are."""

@@ -26,7 +26,7 @@ __all__ = ["BAI_SHIFT", "BinIndex", "Bins", "DamagedIndexError", "first_record",
 
 # Unpacked bytes that are taken at once. A piece costs some 0.1 ms whatever it holds, and half of an interval's last one
 # is for nothing; from a few MB on it leaves the processor's caches.
-_LEAST_PIECE_BYTES, _MOST_PIECE_BYTES = 1 << 17, 1 << 21
+_LEAST_PIECE_BYTES, _MOST_PIECE_BYTES = 1 << 18, 1 << 21
 #: Of a BAI file, and of what samtools writes as CSI: log2 of the bases of the smallest bins.
 BAI_SHIFT = 14
 _BAI_DEPTH = 5
@@ -270,7 +270,7 @@ def read_records(
     spans: Sequence[tuple[int, int | None]],
     num_contigs: int,
     path: Path,
-    before: tuple[int, int] | None = None,
+    interval: tuple[int, int, int] | None = None,
 ) -> Iterator[Records]:
     """The records between offsets, many at a time.
 
@@ -279,8 +279,8 @@ def read_records(
         spans: Offsets of a first record, and of the one behind the last (None: the file's end); as they rise.
         num_contigs: Contigs in the header.
         path: The file, for messages.
-        before: Number of a contig and a position: the records end with the first that does not begin on the one before
-            the other, however far the spans go. None: they do not.
+        interval: Number of a contig, start and end: the records end with the first that does not begin on the one
+            before the end, however far the spans go. None: they do not.
 
     Raises:
         DamagedBlockError: A block cannot be unpacked.
@@ -288,18 +288,17 @@ def read_records(
         ValueError: The file ends within a record, or a record's sizes contradict each other. What comes before it has
             been given.
     """
+    before = None if interval is None else (interval[0], interval[2])
     size = _LEAST_PIECE_BYTES
     for begin, end in spans:
         stream.seek(begin)
-        rest, lacking = b"", 0
+        buffer, lacking = bytearray(), 0  # from the beginning of a record that is not whole
         is_cut = False  # whether a record reaches past the span's end: an index may say so, and htslib reads it whole
-        while rest or not is_cut:
-            buffer = bytearray(rest)
-            count = (
-                stream.read_onto(buffer, lacking, None) if is_cut else stream.read_onto(buffer, max(size, lacking), end)
-            )
-            if not count:
-                if not rest:
+        while buffer or not is_cut:
+            # A record that is longer than a piece is read to its end at once.
+            wanted = lacking if is_cut else max(size, lacking)
+            if not stream.read_onto(buffer, wanted, None if is_cut else end):
+                if not buffer:
                     if end is not None and stream.tell() == begin < end:
                         raise DamagedIndexError
                     break
@@ -307,15 +306,18 @@ def read_records(
                     raise ValueError("the file ends within a record")
                 is_cut = True
                 continue
-            # A record that is longer than all pieces so far is read to its end at once.
-            size = min(2 * size, _MOST_PIECE_BYTES)
             records, done, lacking, is_last, problem = Records.parse(
                 np.frombuffer(buffer, np.uint8), num_contigs, path, before
             )
+            # What lies before an interval and behind it is for nothing, and most of what is read for a small one.
+            if interval is None or (len(records) and records.fields["position0"][-1] >= interval[1]):
+                size = min(2 * size, _MOST_PIECE_BYTES)
             if len(records):
                 yield records
             if problem:
                 raise ValueError(problem)
             if is_last:
                 return
-            rest = bytes(memoryview(buffer)[done:])
+            del records  # of the buffer, which then may grow where it is
+            if done:
+                buffer = buffer[done:]

@@ -153,7 +153,7 @@ class AlignmentFile:
             spans = bins.spans(contig, start, end)
         except ValueError:
             raise self._damaged_index(index) from None
-        for records in self._unpacked_records(stream, spans, (contig, end), index):
+        for records in self._unpacked_records(stream, spans, (contig, start, end), index):
             earlier = records.fields["position0"] < start
             if not earlier.any():
                 yield records
@@ -167,7 +167,7 @@ class AlignmentFile:
         self,
         stream: BlockReader,
         spans: Sequence[tuple[int, int | None]] | None = None,
-        before: tuple[int, int] | None = None,
+        interval: tuple[int, int, int] | None = None,
         index: Path | None = None,
     ) -> Iterator[Records]:
         """``read_records``, of the whole file where ``spans``, which are an index's, is None."""
@@ -175,7 +175,7 @@ class AlignmentFile:
         try:
             if spans is None:
                 spans = [(first_record(stream), None)]
-            for records in read_records(stream, spans, len(self.contigs), self.path, before):
+            for records in read_records(stream, spans, len(self.contigs), self.path, interval):
                 last = records
                 yield records
         except (ValueError, struct.error) as error:

@@ -386,8 +386,7 @@ class Alignments(Closing):
                 offset, length = int(operations.offset[at]), int(operations.length[at])
                 first = int(operations.position0[at]) - read.position0
                 part = read.tokens[offset : offset + length]
-                # The CIGAR of an unmapped read may be longer than its sequence.
-                part[part == PAD] = reference[first : first + len(part)][part == PAD]
+                part[part == PAD] = reference[first : first + length][part == PAD]
         if not read.tokens.all():
             raise SequenceError(f"{self.path}: read {read.name!r} has '=' where it is not aligned to the reference")
 

@@ -48,7 +48,6 @@ _FIELDS = np.dtype(
         ("mate_position0", "<i4"), ("template_length", "<i4"),
     ]
 )  # fmt: skip
-_LEAST_SIZE = _FIELDS.itemsize - 4  # of a record behind its size
 _NO_FIELDS = np.empty(0, _FIELDS)
 _UINT32 = struct.Struct("<I")
 _TAG_SIZES = {"A": 1, "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "f": 4, "d": 8}
@@ -115,26 +114,23 @@ class Records:
             before: Number of a contig, and a position: the first record that does not begin on the one before the
                 other is the end, and nothing from there on is looked at. None: all.
         """
-        # Each record tells where the next one begins: its size, at any of four alignments.
+        # Each record tells where the next one begins: its size, at any of four alignments. Taken as it is, without a
+        # sign, it leads on and on; whether it can be is looked at with the other numbers.
         view = buffer.data
-        sizes = [view[shift : shift + max(0, len(view) - shift) // 4 * 4].cast("i") for shift in range(4)]
+        sizes = [view[shift : shift + max(0, len(view) - shift) // 4 * 4].cast("I") for shift in range(4)]
         starts: list[int] = []
         found = starts.append
         at, last = 0, len(view) - _FIELDS.itemsize
-        following = 0
         while at <= last:
             found(at)
-            size = sizes[at & 3][at >> 2]
-            following = at + 4 + size
-            if size < _LEAST_SIZE or following > len(view):
-                break
-            at = following
+            at += 4 + sizes[at & 3][at >> 2]
         where = np.array(starts, np.int64)
         fields = sliding_window_view(buffer, _FIELDS.itemsize)[where].view(_FIELDS)[:, 0] if starts else _NO_FIELDS
         # The last record may be unfinished. Its numbers are looked at too: before anything waits for a size that
         # cannot be.
-        num_whole = len(starts) - (at <= last)
-        lacking = max(1, following - len(view)) if at <= last else _FIELDS.itemsize - (len(view) - at)
+        num_whole, done, lacking = len(starts), at, _FIELDS.itemsize - (len(view) - at)
+        if at > len(view):
+            num_whole, done, lacking = len(starts) - 1, starts[-1], at - len(view)
         records = cls(buffer, where, fields, path)
         is_last = False
         if before is not None:
@@ -148,7 +144,7 @@ class Records:
         if wrong.any():
             records = records.first(int(np.argmax(wrong)))
             problem = "the numbers of a record contradict each other"
-        return Parsed(records.first(num_whole), at, lacking, is_last, problem)
+        return Parsed(records.first(num_whole), done, lacking, is_last, problem)
 
     def _wrong(self, num_contigs: int) -> NDArray[np.bool_]:
         """Which of the records have numbers that htslib, too, refuses, ``[R]``."""
@@ -267,20 +263,31 @@ class Records:
                 f"{int(raw[np.argmax(unknown)]) & 15}; fetch or write the file again"
             )
         operations = Operations.of(raw, count, self.position0)
-        self._refuse_from(self._num_sound(operations.read_lengths))
+        if (wrong := self._wrong_length(operations.read_lengths)).any():
+            self._refuse_from(self._num_sound(wrong))
+            # An unmapped read has no alignment, whatever an aligner has left there.
+            kept = np.repeat(~wrong, count)
+            operations = Operations.of(raw[kept], np.where(wrong, 0, count), self.position0)
         return operations
 
     @cached_property
     def num_sound(self) -> int:
-        """How many records there are before the first whose CIGAR and sequence differ in length."""
-        raw, count = self._cigars
-        sums = np.concatenate([[0], np.cumsum((raw >> 4) * _TAKES_READ[raw & 15], dtype=np.int64)])
-        ends = np.cumsum(count)
-        return self._num_sound(sums[ends] - sums[ends - count])
+        """How many records there are before the first mapped one whose CIGAR and sequence differ in length."""
+        return self._num_sound(self._wrong_length(self._cigar_sums(_TAKES_READ)))
 
-    def _num_sound(self, read_lengths: Ints) -> int:
-        wrong = (self.num_bases != read_lengths) & (self.num_bases > 0) & (self._cigars[1] > 0)
-        wrong &= self.flags & Flag.UNMAPPED == 0  # what aligners leave in those means nothing
+    def _cigar_sums(self, taken: NDArray[np.bool_]) -> Ints:
+        """The lengths of those operations of each record that are of some kinds, ``[R]``."""
+        raw, count = self._cigars
+        sums = np.concatenate([[0], np.cumsum((raw >> 4) * taken[raw & 15], dtype=np.int64)])
+        ends = np.cumsum(count)
+        lengths: Ints = sums[ends] - sums[ends - count]
+        return lengths
+
+    def _wrong_length(self, read_lengths: Ints) -> NDArray[np.bool_]:
+        return (self.num_bases != read_lengths) & (self.num_bases > 0) & (self._cigars[1] > 0)
+
+    def _num_sound(self, wrong: NDArray[np.bool_]) -> int:
+        wrong = wrong & (self.flags & Flag.UNMAPPED == 0)
         return int(np.argmax(wrong)) if wrong.any() else len(self)
 
     def check_cigars(self) -> None:
@@ -297,7 +304,8 @@ class Records:
     @property
     def ends(self) -> Ints:
         """The reference position after each read's last base; its position + 1 where it has no alignment, ``[R]``."""
-        return np.where(self.flags & Flag.UNMAPPED != 0, self.position0 + 1, self.operations.ends)
+        lengths = np.maximum(self._cigar_sums(_TAKES_REFERENCE), 1)
+        return self.position0 + np.where(self.flags & Flag.UNMAPPED != 0, 1, lengths)
 
     def cigars(self) -> list[str]:
         """CIGAR of each record as text, ``*`` where there is none."""
