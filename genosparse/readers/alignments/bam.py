@@ -67,7 +67,7 @@ class Bins:
 
     def low(self, number: int) -> int | None:
         """CSI's least offset of a bin, None where the bin is not there."""
-        at = int(np.searchsorted(self.numbers, number))
+        at = int(self.numbers.searchsorted(number))
         return int(self.lows[at]) if at < len(self.numbers) and self.numbers[at] == number else None
 
 
@@ -188,7 +188,7 @@ class BinIndex:
         if (heads["num_chunks"][is_pseudo] != 2).any() or is_pseudo.sum() > 1:
             raise ValueError("a pseudo-bin that cannot be")
         heads, places = heads[~is_pseudo], places[~is_pseudo]
-        order = np.argsort(heads["number"], kind="stable")
+        order = np.argsort(heads["number"])
         heads, places = heads[order], places[order]
         numbers, num_chunks = heads["number"].astype(np.int64), heads["num_chunks"].astype(np.int64)
         if (np.diff(numbers) == 0).any():
@@ -223,13 +223,12 @@ class BinIndex:
         end = min(end, 1 << self.shift + 3 * self._depth)
         if start >= end:
             return []
-        wanted = []
-        for level in range(self._depth + 1):
-            number = ((1 << 3 * level) - 1) // 7
-            shift = self.shift + 3 * (self._depth - level)
-            least = np.searchsorted(bins.numbers, number + (start >> shift))
-            most = np.searchsorted(bins.numbers, number + (end - 1 >> shift), side="right")
-            wanted.append(bins.chunks[bins.first[least] : bins.first[most]])
+        levels = [
+            (((1 << 3 * level) - 1) // 7, self.shift + 3 * (self._depth - level)) for level in range(self._depth + 1)
+        ]
+        least = bins.numbers.searchsorted([number + (start >> shift) for number, shift in levels])
+        most = bins.numbers.searchsorted([number + (end - 1 >> shift) for number, shift in levels], side="right")
+        wanted = [bins.chunks[bins.first[low] : bins.first[high]] for low, high in zip(least, most, strict=True)]
         chunks = np.concatenate(wanted)
         chunks = chunks[chunks[:, 1] > self._least_offset(bins, start)]
         spans: list[tuple[int, int]] = []
