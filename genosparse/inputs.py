@@ -19,7 +19,6 @@ __all__ = [
     "TextLines",
     "check_bgzf_end",
     "check_input_file",
-    "damaged_block",
     "damaged_error",
     "display_name",
     "is_bgzf",
@@ -116,25 +115,6 @@ def check_bgzf_end(path: str | Path) -> None:
         stream.seek(max(0, size - len(BGZF_EOF)))
         if stream.read() != BGZF_EOF:
             raise truncated_error(path)
-
-
-def damaged_block(path: str | Path) -> int | None:
-    """Where the first block of a BGZF file begins that cannot be unpacked, in bytes; None where all can be."""
-    at = 0
-    with Path(path).open("rb") as stream:
-        while head := stream.read(_BGZF_HEADER_LENGTH):
-            if not is_bgzf(head):
-                return at
-            size = int.from_bytes(head[16:18], "little") + 1
-            body = stream.read(size - len(head))
-            try:
-                data = zlib.decompress(body[:-8], -zlib.MAX_WBITS)
-            except zlib.error:
-                return at
-            if zlib.crc32(data).to_bytes(4, "little") + len(data).to_bytes(4, "little") != body[-8:]:
-                return at
-            at += size
-    return None
 
 
 def truncated_error(path: str | Path) -> FileFormatError:

@@ -8,7 +8,6 @@ import re
 import stat
 import tempfile
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,6 +23,7 @@ from genosparse.errors import (
     OutputError,
 )
 from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip
+from genosparse.readers._bgzf import BlockReader, DamagedBlockError
 from genosparse.readers._cache import FileVersion, cache_stem, file_version
 from genosparse.readers._htslib import quiet_htslib, samtools
 from genosparse.readers.fasta_copies import (
@@ -86,7 +86,7 @@ class _RawBytes:
     def __init__(self, index: IndexedFasta, name: Path) -> None:
         self._name = name
         self._starts = None if index.gzi is None else _read_gzi(index.gzi)
-        self._stream = index.fasta.open("rb") if index.gzi is None else pysam.BGZFile(str(index.fasta), "rb")
+        self._stream = index.fasta.open("rb") if index.gzi is None else BlockReader(index.fasta)
         self._offset, self._piece = 0, b""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -99,7 +99,7 @@ class _RawBytes:
             try:
                 self._stream.seek(self._place(self._offset))
                 self._piece = self._stream.read(max(begin + size, _PIECE_BYTES))
-            except (OSError, OverflowError):
+            except (OSError, OverflowError, DamagedBlockError):
                 raise FileFormatError(f"{self._name} is damaged or does not fit its index") from None
         return self._piece[begin : begin + size]
 
@@ -119,8 +119,7 @@ class _RawBytes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # pysam says once more that it could not read
-            self._stream.close()
+        self._stream.close()
 
 
 def check_version(fasta: Path, name: Path, version: FileVersion) -> None:

@@ -11,12 +11,10 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pysam
-
 from genosparse.errors import GenosparseWarning
 from genosparse.inputs import BGZF_EOF
+from genosparse.readers._bgzf import BlockReader
 from genosparse.readers._bgzf_chunks import Chunks, chunks_fit
-from genosparse.readers._htslib import quiet_htslib
 
 __all__ = ["VariantIndex", "find_index"]
 
@@ -105,13 +103,13 @@ def _fits(path: Path, index: VariantIndex, chunks: Chunks) -> bool:
         return False
     numbers = {name.encode("utf-8", "surrogateescape"): number for number, name in enumerate(index.names)}
     try:
-        with quiet_htslib(), pysam.BGZFile(str(path), "rb") as stream:
+        with BlockReader(path) as stream:
             is_bcf = stream.read(3) == b"BCF"
 
             def contig_at(offset: int) -> int | None:
                 stream.seek(offset)
                 if not is_bcf:
-                    line = _line(stream)
+                    line = stream.read_line()
                     return None if line is None else numbers.get(line.split(b"\t", 1)[0], _NO_CONTIG)
                 head = stream.read(_BCF_RECORD.size)
                 return _BCF_RECORD.unpack(head)[2] if head else None
@@ -121,24 +119,17 @@ def _fits(path: Path, index: VariantIndex, chunks: Chunks) -> bool:
         return False
 
 
-def _first_record(stream: pysam.BGZFile, is_bcf: bool) -> int:
+def _first_record(stream: BlockReader, is_bcf: bool) -> int:
     stream.seek(0)
     if is_bcf:
         _, text_bytes = struct.unpack("<5sI", stream.read(9))
         stream.read(text_bytes)
-        return int(stream.tell())
+        return stream.tell()
     while True:
-        place = int(stream.tell())
-        line = _line(stream)
+        place = stream.tell()
+        line = stream.read_line()
         if line is None or not line.startswith(b"#"):
             return place
-
-
-def _line(stream: pysam.BGZFile) -> bytes | None:
-    """The next line, None at the end: pysam gives nothing for an empty line and for the end alike."""
-    place = stream.tell()
-    line: bytes = stream.readline()
-    return line if line or stream.tell() != place else None
 
 
 def _parse(path: Path) -> tuple[VariantIndex, Chunks]:

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import struct
+from pathlib import Path
 
 import pysam
 import pysam.bcftools
@@ -12,6 +13,7 @@ import pytest
 from genosparse.errors import ContigNotFoundError, FileFormatError, GenosparseWarning, IntervalError
 from genosparse.intervals import Interval
 from genosparse.readers import read_variants
+from genosparse.readers.variant_index import find_index
 
 HEADER = (
     "##fileformat=VCFv4.2\n##contig=<ID=chr1,length=250000000>\n##contig=<ID=chr2>\n##contig=<ID=chr3>\n"
@@ -227,3 +229,12 @@ def test_csi_of_other_shapes(tmp_path, depth):
     assert places(path, 499_999, 500_000) == [500_000]
     assert places(path, 150_000, 150_001) == [100]
     assert places(path, 200_000_002, 200_000_003) == [200_000_000]
+
+
+@pytest.mark.parametrize("index", ["tbi", "csi"])
+def test_names_that_look_like_urls(tmp_path, monkeypatch, index):
+    for found in write_vcf(tmp_path / "x.vcf.gz", index=index).parent.glob("x.vcf.gz*"):
+        found.rename(tmp_path / f"data:{found.name}")
+    monkeypatch.chdir(tmp_path)
+    assert find_index(Path("data:x.vcf.gz")) is not None
+    assert places(Path("data:x.vcf.gz"), 499_990, 500_010) == [500_000]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import struct
 import tempfile
@@ -29,11 +28,18 @@ from genosparse.errors import (
     InputFileNotFoundError,
     OutputError,
 )
-from genosparse.inputs import check_bgzf_end, check_input_file, damaged_block, is_bgzf, is_gzip, read_head
+from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip, read_head
 from genosparse.intervals import position_1based
+from genosparse.readers._bgzf import BlockReader, DamagedBlockError, damaged_block
 from genosparse.readers._cache import cache_stem, file_version
 from genosparse.readers._htslib import PerThread, quiet_htslib, samtools
-from genosparse.readers.alignments.bam import BinIndex, first_record, read_records
+from genosparse.readers.alignments.bam import (
+    BAI_SHIFT,
+    BinIndex,
+    DamagedIndexError,
+    first_record,
+    read_records,
+)
 from genosparse.readers.alignments.index_check import index_fits
 from genosparse.readers.alignments.records import Records
 from genosparse.readers.alignments.sam_text import check_records, header_problem, record_line
@@ -41,7 +47,7 @@ from genosparse.readers.fasta import Genome
 
 __all__ = ["AlignmentFile"]
 
-_Handle = TypeVar("_Handle", pysam.AlignmentFile, pysam.BGZFile)
+_Handle = TypeVar("_Handle", pysam.AlignmentFile, BlockReader)
 
 _EXPECTED = "a BAM, CRAM or SAM file"
 _BATCH_BYTES, _MOST_AT_ONCE = 1 << 22, 64
@@ -89,9 +95,9 @@ class AlignmentFile:
         self.reference = reference
         self._version = file_version(self.path)
         self._link: tempfile.TemporaryDirectory[str] | None = None
-        self._handles: PerThread[pysam.AlignmentFile | pysam.BGZFile] | None = PerThread(self._open_indexed)
+        self._handles: PerThread[pysam.AlignmentFile | BlockReader] | None = PerThread(self._open_indexed)
         self._index_lock = threading.Lock()
-        self._bins: BinIndex | None = None
+        self._bins: tuple[BinIndex, Path] | None = None
         with quiet_htslib(), self._opened(self._open) as handle:
             self.contigs = dict(zip(handle.references, handle.lengths, strict=True))
             self.header: Mapping[str, object] = self._header(handle)
@@ -113,7 +119,7 @@ class AlignmentFile:
         self.check_reference(contig)
         with self._handles.borrowed() as handle:
             try:
-                if isinstance(handle, pysam.BGZFile):
+                if isinstance(handle, BlockReader):
                     yield from self._overlapping(handle, self._numbers[contig], start, end)
                 else:
                     with quiet_htslib():
@@ -127,8 +133,11 @@ class AlignmentFile:
         self._check_all_references()
         if self.kind == "BAM":
             with self._opened(self._open_blocks) as stream:
-                for records in self._unpacked_records(stream, [(first_record(stream), None)]):
-                    _ = records.operations  # htslib refuses a CIGAR that is not as long as its sequence
+                for records in self._unpacked_records(stream):
+                    # htslib refuses a CIGAR that is not as long as its sequence.
+                    if 0 < records.num_sound < len(records):
+                        yield records.first(records.num_sound)
+                    records.check_cigars()
                     yield records
             return
         if self.kind == "SAM":
@@ -136,29 +145,64 @@ class AlignmentFile:
         with self._opened(self._open) as handle:
             yield from self._converted(handle, handle.fetch(until_eof=True))
 
-    def _overlapping(self, stream: pysam.BGZFile, contig: int, start: int, end: int) -> Iterator[Records]:
+    def _overlapping(self, stream: BlockReader, contig: int, start: int, end: int) -> Iterator[Records]:
         """The records of a BAM file sorted by position that overlap an interval."""
         assert self._bins is not None
-        for records in self._unpacked_records(stream, self._bins.spans(contig, start, end)):
-            beyond = (records.fields["contig"] != contig) | (records.fields["position0"] >= end)
-            overlaps = ~beyond
-            earlier = overlaps & (records.fields["position0"] < start)
-            if earlier.any():
-                overlaps[earlier] = records.where(earlier).ends > start
+        bins, index = self._bins
+        try:
+            spans = bins.spans(contig, start, end)
+        except ValueError:
+            raise self._damaged_index(index) from None
+        for records in self._unpacked_records(stream, spans, (contig, start, end), index):
+            earlier = records.fields["position0"] < start
+            if not earlier.any():
+                yield records
+                continue
+            overlaps = ~earlier
+            overlaps[earlier] = records.where(earlier).ends > start
             if overlaps.any():
                 yield records.where(overlaps)
-            if beyond.any():
-                return
 
-    def _unpacked_records(self, stream: pysam.BGZFile, spans: Sequence[tuple[int, int | None]]) -> Iterator[Records]:
-        records = None
+    def _unpacked_records(
+        self,
+        stream: BlockReader,
+        spans: Sequence[tuple[int, int | None]] | None = None,
+        interval: tuple[int, int, int] | None = None,
+        index: Path | None = None,
+    ) -> Iterator[Records]:
+        """``read_records``, of the whole file where ``spans``, which are an index's, is None."""
+        last: Records | None = None
         try:
-            for records in read_records(stream, spans, len(self.contigs), self.path):
+            if spans is None:
+                spans = [(first_record(stream), None)]
+            for records in read_records(stream, spans, len(self.contigs), self.path, interval):
+                last = records
                 yield records
-        except (OSError, ValueError) as error:
-            if isinstance(error, GenosparseError):
+        except (ValueError, struct.error) as error:
+            if isinstance(error, GenosparseError) and not isinstance(error, DamagedBlockError):
                 raise
-            raise self._damaged(None if records is None else records.name(len(records) - 1), error) from None
+            name = None if last is None else last.name(len(last) - 1)
+            raise self._damaged_blocks(name, error, index) from None
+
+    def _damaged_blocks(
+        self, last: str | None, error: ValueError | struct.error, index: Path | None
+    ) -> FileFormatError:
+        """What is wrong with a BAM file after the read of a name (None: from the beginning), or with its index."""
+        byte = error.byte if isinstance(error, DamagedBlockError) else None
+        if index is not None and isinstance(error, DamagedBlockError | DamagedIndexError):
+            byte = damaged_block(self.path)
+            if byte is None:  # the index has led to where no block begins
+                return self._damaged_index(index)
+        first = "its first record" if index is None else "the first record of the interval"
+        where = f"at {first}" if last is None else f"after read {last!r}"
+        if byte is not None:
+            cause = f", in the block at byte {byte}"
+        else:
+            cause = f" ({_reason(error)})" + ("" if index is None else f", or its index {index} is")
+        return FileFormatError(f"{self.path} is truncated or damaged {where}{cause}; fetch or write the file again")
+
+    def _damaged_index(self, index: Path) -> FileFormatError:
+        return FileFormatError(f"the index {index} of {self.path} is damaged; remove it, and it is made anew")
 
     def close(self) -> None:
         """Close the file."""
@@ -166,12 +210,8 @@ class AlignmentFile:
         if self._link is not None:
             self._link.cleanup()
 
-    def _open_blocks(self, path: Path) -> pysam.BGZFile:
-        with quiet_htslib():
-            try:
-                stream = pysam.BGZFile(str(path), "rb")
-            except OSError:
-                raise InputFileNotFoundError(f"{path} does not exist any more, or cannot be read") from None
+    def _open_blocks(self, path: Path) -> BlockReader:
+        stream = BlockReader(path)
         self._check_unchanged(stream)
         return stream
 
@@ -183,11 +223,14 @@ class AlignmentFile:
             if self.reference is not None and hasattr(self, "contigs"):
                 options["reference_filename"] = str(self._linked_reference(self.reference))
         with quiet_htslib(), contextlib.ExitStack() as stack:
+            # By its number, as by its name htslib would read the index beside it too, which may be in ruins. (CRAM
+            # that stores no names of reads makes them of the file's.)
+            by_name = index is not None or self.kind == "CRAM"
             try:
-                # By its number, as by its name htslib would read the index beside it too, which may be in ruins. (CRAM
-                # that stores no names of reads makes them of the file's.)
-                by_name = index is not None or self.kind == "CRAM"
-                source = str(path) if by_name else stack.enter_context(path.open("rb")).fileno()
+                source = _for_htslib(path) if by_name else stack.enter_context(path.open("rb")).fileno()
+            except OSError as error:
+                raise InputFileNotFoundError(f"{self.path} cannot be read any more ({error.strerror})") from None
+            try:
                 handle = pysam.AlignmentFile(
                     source, check_sq=False, index_filename=None if index is None else str(index), **options
                 )
@@ -203,7 +246,7 @@ class AlignmentFile:
         self._check_unchanged(handle)
         return handle
 
-    def _check_unchanged(self, handle: pysam.AlignmentFile | pysam.BGZFile) -> None:
+    def _check_unchanged(self, handle: pysam.AlignmentFile | BlockReader) -> None:
         if file_version(self.path) != self._version:
             _close_quietly(handle)
             raise FileFormatError(f"{self.path} has changed since it was opened; start again")
@@ -221,21 +264,21 @@ class AlignmentFile:
         except (OSError, TypeError):  # pysam cannot say it of a file that has no name
             raise FileFormatError(f"{self.path} is truncated or damaged; fetch or write it again") from None
 
-    def _open_indexed(self) -> pysam.AlignmentFile | pysam.BGZFile:
+    def _open_indexed(self) -> pysam.AlignmentFile | BlockReader:
         with self._index_lock:
             path, index = self._indexed()
             if self.kind != "CRAM" and self._bins is None:
-                self._bins = self._read_bins(index)
+                self._bins = self._read_bins(index), index
         return self._open(path, index) if self.kind == "CRAM" else self._open_blocks(path)
 
     def _read_bins(self, index: Path) -> BinIndex:
         try:
-            data = index.read_bytes()
-            bins = BinIndex(gzip.decompress(data) if is_gzip(data) else data)
-        except (OSError, EOFError, ValueError, zlib.error, struct.error):
-            bins = None
-        if bins is None or len(bins) != len(self.contigs):
-            raise FileFormatError(f"the index {index} of {self.path} is damaged; remove it, and it is made anew")
+            bins = BinIndex.read(index, max(self.contigs.values(), default=0))
+        except (OSError, ValueError):
+            raise self._damaged_index(index) from None
+        # What is in the cache is samtools' own, and what it does not say itself is known.
+        if len(bins) != len(self.contigs) or (index == self._cached("csi") and bins.shift != BAI_SHIFT):
+            raise self._damaged_index(index)
         return bins
 
     def _header(self, handle: pysam.AlignmentFile) -> Mapping[str, object]:
@@ -275,7 +318,8 @@ class AlignmentFile:
                 finally:
                     writer.close()
                 data = _unpacked(scratch, scratch.tell())
-                records, _ = Records.parse(data[_SHORT_CONTIG.size * len(self.contigs) :], len(self.contigs), self.path)
+                packed = data[_SHORT_CONTIG.size * len(self.contigs) :]
+                records = Records.parse(packed, len(self.contigs), self.path).records
                 if len(records):
                     yield records
 
@@ -293,8 +337,6 @@ class AlignmentFile:
         """What is wrong after the read of a name (None: from the beginning)."""
         with quiet_htslib():
             where = "at its first record" if last is None else f"after read {last!r}"
-            if self.kind == "BAM" and (byte := damaged_block(self.path)) is not None:
-                where += f", in the block at byte {byte}"
             if self.kind == "SAM":
                 where = f"in line {self._damaged_line()}"
         if self.kind == "CRAM" and self.reference is None:
@@ -312,7 +354,10 @@ class AlignmentFile:
     def _damaged_line(self) -> int:
         """The line of the first record that htslib refuses."""
         count = 0
-        with contextlib.suppress(OSError, ValueError), pysam.AlignmentFile(str(self.path), check_sq=False) as again:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            pysam.AlignmentFile(_for_htslib(self.path), check_sq=False) as again,
+        ):
             for _ in again.fetch(until_eof=True):
                 count += 1
         return record_line(self.path, count)
@@ -374,18 +419,18 @@ class AlignmentFile:
     def _indexed(self) -> tuple[Path, Path]:
         """A file that can be read at any place, and its index."""
         if self.kind not in ("BAM", "CRAM"):
-            path = Path(f"{cache_stem(self.path, 'alignments')}.bam")
+            path = self._cached("bam")
             if not path.exists():
                 self._sort(path)
         else:
             path = self.path
         suffix = "crai" if self.kind == "CRAM" else "csi"
-        cached = Path(f"{cache_stem(self.path, 'alignments')}.{suffix}")
+        cached = self._cached(suffix)
         if cached.exists():
             return path, cached
         beside = None if path is not self.path else _index_beside(path, suffix)
         if beside is not None and self._version[0] > _SMALL_BYTES:
-            if index_fits(path, beside, len(self.contigs), self._version[1]):
+            if index_fits(path, beside, [*self.contigs.values()], self._version[1]):
                 return path, beside
             warnings.warn(
                 f"the index {beside} is older than {path} or does not fit it; a new one is made in {cached.parent}",
@@ -395,9 +440,12 @@ class AlignmentFile:
         self._make(cached, lambda made: self._build_index(path, made))
         return path, cached
 
+    def _cached(self, suffix: str) -> Path:
+        return Path(f"{cache_stem(self.path, 'alignments')}.{suffix}")
+
     def _build_index(self, path: Path, made: Path) -> None:
         try:
-            samtools("index", *([] if self.kind == "CRAM" else ["-c"]), "-o", str(made), str(path))
+            samtools("index", *([] if self.kind == "CRAM" else ["-c"]), "-o", str(made), _for_htslib(path))
         except pysam.SamtoolsError:
             self._explain_places()
             raise FileFormatError(
@@ -417,7 +465,7 @@ class AlignmentFile:
 
         def sort(made: Path) -> None:
             try:
-                samtools("sort", "-O", "bam", "-o", str(made), str(self.path))
+                samtools("sort", "-O", "bam", "-o", str(made), _for_htslib(self.path))
             except pysam.SamtoolsError:
                 raise FileFormatError(
                     f"{self.path} cannot be sorted, though it can be read from end to end; run `samtools sort` on it"
@@ -533,10 +581,15 @@ def _unpacked(scratch: FileIO, size: int) -> np.ndarray[tuple[int], np.dtype[np.
     return data[8 + text_bytes + 4 :]  # "BAM\1", length of the text, text, number of contigs
 
 
-def _close_quietly(handle: pysam.AlignmentFile | pysam.BGZFile) -> None:
+def _close_quietly(handle: pysam.AlignmentFile | BlockReader) -> None:
     """Close a handle that may have met with damage, of which its closing would tell once more."""
     with contextlib.suppress(OSError, TypeError):
         handle.close()
+
+
+def _for_htslib(path: Path) -> str:
+    """A name of a file that htslib does not take for a URL, whatever it begins with."""
+    return str(path.absolute())
 
 
 def _forbid_downloads() -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pysam
 
+from genosparse.inputs import is_gzip
+from genosparse.readers._bgzf import BlockReader
 from genosparse.readers._bgzf_chunks import Chunks, chunks_fit
-from genosparse.readers._htslib import quiet_htslib
 from genosparse.readers.alignments.bam import BinIndex, first_record
 
 __all__ = ["index_fits"]
@@ -23,41 +25,38 @@ _RECORD = struct.Struct("<iii")  # size, contig, position of a BAM record
 _NUM_SAMPLED = 64
 
 
-def index_fits(path: Path, index: Path, num_contigs: int, changed: int) -> bool:
+def index_fits(path: Path, index: Path, lengths: Sequence[int], changed: int) -> bool:
     """Check an index against its file, at a sample of places and at the file's end.
 
     Args:
         path: A BAM or CRAM file.
         index: Its BAI, CSI or CRAI file.
-        num_contigs: Contigs in the header of ``path``.
+        lengths: Bases of each contig in the header of ``path``.
         changed: When ``path`` was changed, in nanoseconds.
     """
     try:
         if index.stat().st_mtime_ns < changed:
             return False
-        data = index.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
         if index.suffix == ".crai":
-            return _crai_fits(path, data)
-        with quiet_htslib(), pysam.BGZFile(str(path), "rb") as stream:
-            return _bins_fit(stream, data, num_contigs)
+            data = index.read_bytes()
+            return _crai_fits(path, gzip.decompress(data) if is_gzip(data) else data)
+        bins = BinIndex.read(index, max(lengths, default=0))
+        with BlockReader(path) as stream:
+            return len(bins) == len(lengths) and _bins_fit(stream, bins)
     except (OSError, EOFError, zlib.error, struct.error, ValueError, IndexError, OverflowError):
         return False
 
 
-def _bins_fit(stream: pysam.BGZFile, data: bytes, num_contigs: int) -> bool:
-    index = BinIndex(data)
-    if len(index) != num_contigs:
-        return False
+def _bins_fit(stream: BlockReader, index: BinIndex) -> bool:
     chunks = Chunks(index.num_bins)
     for contig in range(len(index)):
         bins = index.bins(contig)
         chunks.begin_contig()
-        for number, offsets in bins.chunks.items():
-            chunks.add_bin(number, offsets)
-        chunks.add_places(list(bins.lows.values()))
-        chunks.add_linear(bins.linear)
+        offsets = bins.chunks.ravel().tolist()
+        for number, (first, end) in zip(bins.numbers.tolist(), pairwise(bins.first.tolist()), strict=True):
+            chunks.add_bin(number, offsets[2 * first : 2 * end])
+        chunks.add_places(bins.lows.tolist())
+        chunks.add_linear(bins.linear.tolist())
 
     def contig_at(offset: int) -> int | None:
         stream.seek(offset)

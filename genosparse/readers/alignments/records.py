@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -26,6 +27,7 @@ __all__ = [
     "SOFT_CLIPPED",
     "Flag",
     "Operations",
+    "Parsed",
     "Records",
 ]
 
@@ -46,10 +48,9 @@ _FIELDS = np.dtype(
         ("mate_position0", "<i4"), ("template_length", "<i4"),
     ]
 )  # fmt: skip
-_LEAST_SIZE = _FIELDS.itemsize - 4  # of a record behind its size
 _NO_FIELDS = np.empty(0, _FIELDS)
-_INT32 = struct.Struct("<i")
-_TAG_SIZES = {"A": 1, "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "f": 4}
+_UINT32 = struct.Struct("<I")
+_TAG_SIZES = {"A": 1, "c": 1, "C": 1, "s": 2, "S": 2, "i": 4, "I": 4, "f": 4, "d": 8}
 
 
 class Flag:
@@ -64,6 +65,24 @@ class Flag:
     QC_FAIL = 0x200
     DUPLICATE = 0x400
     SUPPLEMENTARY = 0x800
+
+
+class Parsed(NamedTuple):
+    """What ``Records.parse`` found.
+
+    Attributes:
+        records: The whole records, up to the first that is bad or beyond what was asked for.
+        done: Where in the buffer an unfinished record begins.
+        lacking: Bytes that must be added for it to be told more of.
+        is_last: Whether a record follows that is beyond what was asked for.
+        problem: What is wrong with the record that follows; nothing where it is empty.
+    """
+
+    records: Records
+    done: int
+    lacking: int
+    is_last: bool
+    problem: str
 
 
 @dataclass(frozen=True)
@@ -83,51 +102,58 @@ class Records:
     path: Path
 
     @classmethod
-    def parse(cls, buffer: NDArray[np.uint8], num_contigs: int, path: Path) -> tuple[Records, int]:
-        """Find the whole records from the beginning of a buffer, and where the first unfinished one begins.
+    def parse(
+        cls, buffer: NDArray[np.uint8], num_contigs: int, path: Path, before: tuple[int, int] | None = None
+    ) -> Parsed:
+        """Find the whole records from the beginning of a buffer.
 
         Args:
             buffer: BAM's bytes, from the beginning of a record.
             num_contigs: Contigs in the header.
             path: The file that they are from, for messages.
-
-        Raises:
-            ValueError: The sizes in a record contradict each other, or it is on a contig that does not exist.
+            before: Number of a contig, and a position: the first record that does not begin on the one before the
+                other is the end, and nothing from there on is looked at. None: all.
         """
-        # Each record tells where the next one begins: its size, at any of four alignments.
+        # Each record tells where the next one begins: its size, at any of four alignments. Taken as it is, without a
+        # sign, it leads on and on; whether it can be is looked at with the other numbers.
         view = buffer.data
-        sizes = [view[shift : shift + max(0, len(view) - shift) // 4 * 4].cast("i") for shift in range(4)]
+        sizes = [view[shift : shift + max(0, len(view) - shift) // 4 * 4].cast("I") for shift in range(4)]
         starts: list[int] = []
         found = starts.append
         at, last = 0, len(view) - _FIELDS.itemsize
-        following = 0
         while at <= last:
-            size = sizes[at & 3][at >> 2]
-            following = at + 4 + size
-            if size < _LEAST_SIZE or following > len(view):
-                break
             found(at)
-            at = following
-        if at <= last and sizes[at & 3][at >> 2] < _LEAST_SIZE:
-            raise ValueError("a record has an impossible size")
+            at += 4 + sizes[at & 3][at >> 2]
         where = np.array(starts, np.int64)
         fields = sliding_window_view(buffer, _FIELDS.itemsize)[where].view(_FIELDS)[:, 0] if starts else _NO_FIELDS
+        # The last record may be unfinished. Its numbers are looked at too: before anything waits for a size that
+        # cannot be.
+        num_whole, done, lacking = len(starts), at, _FIELDS.itemsize - (len(view) - at)
+        if at > len(view):
+            num_whole, done, lacking = len(starts) - 1, starts[-1], at - len(view)
         records = cls(buffer, where, fields, path)
-        records._check(num_contigs)
-        return records, at
+        is_last = False
+        if before is not None:
+            beyond = (fields["contig"] != before[0]) | (fields["position0"] >= before[1])
+            if is_last := bool(beyond.any()):
+                records = records.first(int(np.argmax(beyond)))
+        wrong = records._wrong(num_contigs)
+        if before is not None:
+            wrong |= records.fields["position0"] < -1
+        problem = ""
+        if wrong.any():
+            records = records.first(int(np.argmax(wrong)))
+            problem = "the numbers of a record contradict each other"
+        return Parsed(records.first(num_whole), done, lacking, is_last, problem)
 
-    def _check(self, num_contigs: int) -> None:
-        """What htslib, too, looks at in a record that it reads."""
+    def _wrong(self, num_contigs: int) -> NDArray[np.bool_]:
+        """Which of the records have numbers that htslib, too, refuses, ``[R]``."""
         num_bases = self.num_bases
         needed = self.quality_starts - self.starts + num_bases - 4
         wrong = (num_bases < 0) | (needed > self.fields["size"]) | (self.fields["name_bytes"] == 0)
         for field in ("contig", "mate_contig"):
             wrong |= (self.fields[field] < -1) | (self.fields[field] >= num_contigs)
-        wrong |= (self.fields["position0"] < -1) | (self.fields["mate_position0"] < -1)
-        if not wrong.any():
-            wrong = self.buffer[self._cigar_starts - 1] != 0  # a name ends with NUL
-        if wrong.any():
-            raise ValueError("the numbers of a record contradict each other")
+        return wrong
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -135,6 +161,12 @@ class Records:
     def where(self, chosen: NDArray[np.bool_]) -> Records:
         """Some of the records."""
         return self if chosen.all() else Records(self.buffer, self.starts[chosen], self.fields[chosen], self.path)
+
+    def first(self, count: int) -> Records:
+        """So many of the records, or all where there are no more."""
+        if count >= len(self):
+            return self
+        return Records(self.buffer, self.starts[:count], self.fields[:count], self.path)
 
     def int64(self, field: str) -> Ints:
         """A fixed field as int64 ``[R]``."""
@@ -170,6 +202,11 @@ class Records:
     def _cigar_starts(self) -> Ints:
         return self.starts + _FIELDS.itemsize + self.fields["name_bytes"]
 
+    @cached_property
+    def _name_sizes(self) -> Ints:
+        """Letters of each QNAME, behind which there is a NUL; where it lacks, htslib puts one, ``[R]``."""
+        return self.int64("name_bytes") - (self.buffer[self._cigar_starts - 1] == 0)
+
     def name(self, index: int) -> str:
         """QNAME of a record.
 
@@ -177,15 +214,14 @@ class Records:
             FileFormatError: It has control characters: the file is damaged.
         """
         start = int(self.starts[index]) + _FIELDS.itemsize
-        end = start + int(self.fields["name_bytes"][index]) - 1
-        name = self.buffer[start:end].tobytes().decode("ascii", "replace")
+        name = self.buffer[start : start + int(self._name_sizes[index])].tobytes().decode("ascii", "replace")
         if not name.isprintable():
             raise FileFormatError(f"{self.path}: the name of read {name!r} is no text; fetch or write the file again")
         return name
 
     def name_hashes(self, chosen: Ints) -> NDArray[np.uint64]:
         """A hash of 64 bits of QNAME for some of the records, alike in every run; uint64 ``[len(chosen)]``."""
-        sizes = self.fields["name_bytes"][chosen].astype(np.int64) - 1
+        sizes = self._name_sizes[chosen]
         starts = self.starts[chosen] + _FIELDS.itemsize
         words = sliding_window_view(self.buffer, 8)
         hashes = np.zeros(len(chosen), np.uint64)
@@ -217,22 +253,59 @@ class Records:
         """The CIGAR operations of all records, one after the other.
 
         Raises:
-            FileFormatError: A CIGAR and its sequence differ in length.
+            FileFormatError: A CIGAR has an operation that there is not, or differs in length from its sequence.
         """
         raw, count = self._cigars
-        operations = Operations.of(raw, count, self.position0)
-        wrong = (self.num_bases != operations.read_lengths) & (self.num_bases > 0) & (count > 0)
-        if wrong.any():
+        if (unknown := raw & 15 >= len(CIGAR_LETTERS)).any():
+            index = int(np.searchsorted(np.cumsum(count), np.argmax(unknown), side="right"))
             raise FileFormatError(
-                f"{self.path}: the CIGAR and the sequence of read {self.name(int(np.argmax(wrong)))!r} differ in "
-                "length; fetch or write the file again"
+                f"{self.path}: the CIGAR of read {self.name(index)!r} has an operation of the unknown kind "
+                f"{int(raw[np.argmax(unknown)]) & 15}; fetch or write the file again"
             )
+        operations = Operations.of(raw, count, self.position0)
+        if (wrong := self._wrong_length(operations.read_lengths)).any():
+            self._refuse_from(self._num_sound(wrong))
+            # An unmapped read has no alignment, whatever an aligner has left there.
+            kept = np.repeat(~wrong, count)
+            operations = Operations.of(raw[kept], np.where(wrong, 0, count), self.position0)
         return operations
+
+    @cached_property
+    def num_sound(self) -> int:
+        """How many records there are before the first mapped one whose CIGAR and sequence differ in length."""
+        return self._num_sound(self._wrong_length(self._cigar_sums(_TAKES_READ)))
+
+    def _cigar_sums(self, taken: NDArray[np.bool_]) -> Ints:
+        """The lengths of those operations of each record that are of some kinds, ``[R]``."""
+        raw, count = self._cigars
+        sums = np.concatenate([[0], np.cumsum((raw >> 4) * taken[raw & 15], dtype=np.int64)])
+        ends = np.cumsum(count)
+        lengths: Ints = sums[ends] - sums[ends - count]
+        return lengths
+
+    def _wrong_length(self, read_lengths: Ints) -> NDArray[np.bool_]:
+        return (self.num_bases != read_lengths) & (self.num_bases > 0) & (self._cigars[1] > 0)
+
+    def _num_sound(self, wrong: NDArray[np.bool_]) -> int:
+        wrong = wrong & (self.flags & Flag.UNMAPPED == 0)
+        return int(np.argmax(wrong)) if wrong.any() else len(self)
+
+    def check_cigars(self) -> None:
+        """Raise ``FileFormatError`` where the CIGAR of a mapped read and its sequence differ in length."""
+        self._refuse_from(self.num_sound)
+
+    def _refuse_from(self, num_sound: int) -> None:
+        if num_sound < len(self):
+            raise FileFormatError(
+                f"{self.path}: the CIGAR and the sequence of read {self.name(num_sound)!r} differ in length; fetch or "
+                "write the file again"
+            )
 
     @property
     def ends(self) -> Ints:
         """The reference position after each read's last base; its position + 1 where it has no alignment, ``[R]``."""
-        return np.where(self.flags & Flag.UNMAPPED != 0, self.position0 + 1, self.operations.ends)
+        lengths = np.maximum(self._cigar_sums(_TAKES_REFERENCE), 1)
+        return self.position0 + np.where(self.flags & Flag.UNMAPPED != 0, 1, lengths)
 
     def cigars(self) -> list[str]:
         """CIGAR of each record as text, ``*`` where there is none."""
@@ -253,12 +326,6 @@ class Records:
             for index, whole in long.items():
                 parts[index], count[index] = whole, len(whole)
             raw = np.concatenate(parts)
-        if (unknown := raw & 15 >= len(CIGAR_LETTERS)).any():
-            index = int(np.searchsorted(np.cumsum(count), np.argmax(unknown), side="right"))
-            raise FileFormatError(
-                f"{self.path}: the CIGAR of read {self.name(index)!r} has an operation of the unknown kind "
-                f"{int(raw[np.argmax(unknown)]) & 15}; fetch or write the file again"
-            )
         return raw, count
 
     def _raw_operations(self, starts: Ints, count: Ints) -> NDArray[np.uint32]:
@@ -268,11 +335,14 @@ class Records:
         return operations
 
     def _long_cigars(self, raw: NDArray[np.uint32], count: Ints) -> dict[int, NDArray[np.uint32]]:
-        """CIGARs of more than 65,535 operations: BAM keeps them in the tag CG, behind a stand-in of two."""
+        """CIGARs of more than 65,535 operations: BAM keeps them in the tag CG, behind a stand-in.
+
+        As htslib has it, that is one that begins with a soft clip of all bases, which may be none.
+        """
+        placed = (count > 0) & (self.fields["contig"] >= 0) & (self.fields["position0"] >= 0)
+        maybe = np.flatnonzero(placed)
         first = np.cumsum(count) - count
-        maybe = np.flatnonzero((count == 2) & (self.num_bases > 0))
         maybe = maybe[raw[first[maybe]] == (self.num_bases[maybe] << 4 | SOFT_CLIPPED)]
-        maybe = maybe[raw[first[maybe] + 1] & 15 == 3]
         found = {}
         for index in maybe.tolist():
             try:
@@ -281,7 +351,7 @@ class Records:
                 raise FileFormatError(
                     f"{self.path}: the tags of read {self.name(index)!r} cannot be read; fetch or write the file again"
                 ) from None
-            if whole is not None:
+            if whole is not None and len(whole) >= count[index]:
                 found[index] = whole
         return found
 
@@ -296,10 +366,12 @@ class Records:
             if kind in "ZH":
                 at = tags.index(0, at) + 1
             elif kind == "B":
-                length = _INT32.unpack_from(tags, at + 1)[0]
+                (length,) = _UINT32.unpack_from(tags, at + 1)
                 size = _TAG_SIZES[chr(tags[at])] * length
-                if tag == b"CG" and tags[at] in b"iI":
-                    return np.frombuffer(tags, "<u4", length, at + 5)
+                if at + 5 + size > len(tags):
+                    raise ValueError("an array that is longer than its record")
+                if tag == b"CG":
+                    return np.frombuffer(tags, "<u4", length, at + 5) if tags[at] in b"iI" else None
                 at += 5 + size
             else:
                 at += _TAG_SIZES[kind]

@@ -9,6 +9,7 @@ import pysam
 import pytest
 from sam_files import sam_line, write_bam
 
+from genosparse.readers._bgzf import BlockReader
 from genosparse.readers.alignments.bam import BinIndex, first_record, read_records
 from genosparse.readers.alignments.records import Records
 
@@ -40,8 +41,7 @@ def spliced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def index_of(path: Path, kind: str) -> BinIndex:
     index = path.with_suffix(f".{kind.replace(' ', '_')}")
     pysam.index(*INDEXES[kind], "-o", str(index), str(path))
-    data = index.read_bytes()
-    return BinIndex(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    return BinIndex.read(index, LENGTH)
 
 
 @pytest.mark.parametrize("kind", INDEXES)
@@ -52,7 +52,7 @@ def test_spans_of_an_index_hold_what_htslib_fetches(spliced: Path, kind: str) ->
     for size in (1, 100, 5_000, 16_384, 300_000):
         intervals += [("long", start, start + size) for start in random.integers(0, LENGTH - size, 12).tolist()]
     with (
-        pysam.BGZFile(str(spliced), "rb") as stream,
+        BlockReader(spliced) as stream,
         pysam.AlignmentFile(
             str(spliced), index_filename=str(spliced.with_suffix(f".{kind.replace(' ', '_')}"))
         ) as file,
@@ -82,7 +82,7 @@ def test_all_records_in_pieces_of_any_size(spliced: Path, monkeypatch: pytest.Mo
     for least, most in ((7, 50), (1 << 10, 1 << 12), (1 << 20, 1 << 20)):  # the first is less than any record
         monkeypatch.setattr("genosparse.readers.alignments.bam._LEAST_PIECE_BYTES", least)
         monkeypatch.setattr("genosparse.readers.alignments.bam._MOST_PIECE_BYTES", most)
-        with pysam.BGZFile(str(spliced), "rb") as stream:
+        with BlockReader(spliced) as stream:
             batches = list(read_records(stream, [(first_record(stream), None)], 3, spliced))
         assert [records.name(i) for records in batches for i in range(len(records))] == expected
 
@@ -102,25 +102,38 @@ def crafted(**changed: int) -> bytes:
     "changed",
     [
         {"size": -1}, {"size": 0}, {"size": 31}, {"size": 41}, {"contig": 2}, {"contig": -2}, {"mate_contig": 2},
-        {"position": -2}, {"mate_position": -2}, {"bases": -1}, {"bases": 2**31 - 1}, {"operations": 0xFFFF},
-        {"name_bytes": 0}, {"name_bytes": 1}, {"name_bytes": 255},
+        {"bases": -1}, {"bases": 2**31 - 1}, {"operations": 0xFFFF}, {"name_bytes": 0}, {"name_bytes": 255},
+        {"size": 2**31 - 1, "name_bytes": 0},
     ],
 )  # fmt: skip
 def test_numbers_that_contradict_each_other(changed: dict[str, int]) -> None:
     sound = np.frombuffer(crafted() * 2, np.uint8)
-    records, done = Records.parse(sound, 2, Path("x"))
-    assert (len(records), done) == (2, len(sound))
-    with pytest.raises(ValueError, match="record"):
-        Records.parse(np.frombuffer(crafted() + crafted(**changed) + crafted(), np.uint8), 2, Path("x"))
+    parsed = Records.parse(sound, 2, Path("x"))
+    assert (len(parsed.records), parsed.done, parsed.problem) == (2, len(sound), "")
+    for rest in (crafted(), b""):  # whole or unfinished: its numbers are enough
+        data = crafted() + crafted(**changed)[: None if rest else 36] + rest
+        parsed = Records.parse(np.frombuffer(data, np.uint8), 2, Path("x"))
+        assert (len(parsed.records), parsed.problem) == (1, "the numbers of a record contradict each other")
+
+
+def test_what_is_beyond_an_interval_is_not_looked_at() -> None:
+    data = crafted() + crafted(position=7) + crafted(position=8, name_bytes=0) + crafted(size=-1)
+    parsed = Records.parse(np.frombuffer(data, np.uint8), 2, Path("x"), before=(0, 8))
+    assert (len(parsed.records), parsed.is_last, parsed.problem) == (2, True, "")
+    parsed = Records.parse(np.frombuffer(data, np.uint8), 2, Path("x"), before=(0, 9))
+    assert (len(parsed.records), parsed.is_last, bool(parsed.problem)) == (2, False, True)
+    assert Records.parse(np.frombuffer(crafted(contig=1), np.uint8), 2, Path("x"), before=(0, 9)).is_last
 
 
 @pytest.mark.parametrize("cut", range(1, 90, 7))
 def test_an_unfinished_record_waits_for_its_rest(cut: int) -> None:
     data = crafted() * 2
-    records, done = Records.parse(np.frombuffer(data[:-cut], np.uint8), 2, Path("x"))
+    parsed = Records.parse(np.frombuffer(data[:-cut], np.uint8), 2, Path("x"))
     size = len(crafted())
-    assert len(records) == (len(data) - cut) // size
-    assert done == size * len(records)
+    assert len(parsed.records) == (len(data) - cut) // size
+    assert parsed.done == size * len(parsed.records)
+    rest = len(data) - cut - parsed.done
+    assert parsed.lacking == (size - rest if rest >= 36 else 36 - rest)
 
 
 @pytest.mark.parametrize("kind", INDEXES)
