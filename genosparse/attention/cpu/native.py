@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 import platform
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # as problem.h numbers 
 
 _TILE = 64
 _MAX_THREADS = 1024
-_SLAB_BYTES = 1 << 29  # of packed keys and their sums; at least one head
+_SLAB_BYTES = 1 << 27  # of packed keys and their sums; at least one head
+_MOST_KEPT_BYTES = 1 << 28  # of memory to work in, from call to call
 _ITEMS = 64  # for the threads to share in the backward pass
 
 
@@ -265,7 +267,7 @@ class _Call:
         bytes_per_head = tile * (num_tiles * unit * len(packed) + problem.num_grid_tiles * 4 * num_sums)
         slab = max(1, min(num_heads, _SLAB_BYTES // max(1, bytes_per_head)))
         for name in packed:
-            self.hold(name, _empty(slab * num_tiles * tile * unit, torch.uint8))
+            self.hold(name, _kept(name, slab * num_tiles * tile * unit))
         self.hold("visible", _empty(slab * num_tiles, torch.int64))
         self.hold("is_column", _empty(slab * num_tiles, torch.int64))
         self._share_global_rows(slab, dim)
@@ -277,10 +279,10 @@ class _Call:
             problem.first_head, problem.last_head = first, min(first + slab, num_heads)
             if num_sums:
                 for name in ("dk", "dv"):
-                    self.hold(f"{name}_sum", torch.zeros(slab * problem.num_grid_tiles * tile))
-                    self.hold(
-                        f"{name}_columns", torch.zeros(problem.num_slots * slab * problem.num_column_tiles * tile)
-                    )
+                    size = 4 * tile * slab
+                    self.hold(f"{name}_sum", _kept(f"{name}_sum", size * problem.num_grid_tiles).zero_())
+                    columns = size * problem.num_slots * problem.num_column_tiles
+                    self.hold(f"{name}_columns", _kept(f"{name}_columns", columns).zero_())
             _function(function, self.variant)(ctypes.byref(problem))
 
     def _share_global_rows(self, slab: int, dim: int) -> None:
@@ -348,6 +350,32 @@ def attention_backward(
         call.hold(name, x)
     call.run("backward", packed=("k_columns", "k_cross", "v_columns"), num_sums=2)
     return dq, dk, dv
+
+
+class _Kept(threading.local):
+    """Memory to work in that a thread keeps from call to call, by name, as long as it is not much.
+
+    The layers of an encoder ask for the same again and again, and to have it anew from the system costs a tenth of a
+    call.
+    """
+
+    def __init__(self) -> None:
+        self.buffers: dict[str, Tensor] = {}
+
+
+_kept_by_thread = _Kept()
+
+
+def _kept(name: str, size: int) -> Tensor:
+    """So many bytes to work in, with anything in them."""
+    buffers = _kept_by_thread.buffers
+    buffer = buffers.pop(name, None)
+    if buffer is None or len(buffer) < size:
+        with torch.inference_mode(False):  # where it is written to later is another matter
+            buffer = _empty(size, torch.uint8)
+    if sum(map(len, buffers.values())) + len(buffer) <= _MOST_KEPT_BYTES:
+        buffers[name] = buffer
+    return buffer[:size]
 
 
 def _empty(shape: Any, dtype: torch.dtype) -> Tensor:
