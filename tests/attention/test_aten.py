@@ -15,7 +15,7 @@ from genosparse.attention.cpu import aten
 from genosparse.attention.reference import attended_pairs
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(problems())
 def test_equals_the_reference_in_float64(
     problem: Problem,
@@ -25,7 +25,7 @@ def test_equals_the_reference_in_float64(
 
 
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )
 @given(
     problem=problems(), sizes=st.sampled_from([(64, 40_000, 4_000, 16), (128, 200_000, 10_000, 32), (96, 1_000, 1, 7)])
@@ -40,7 +40,7 @@ def test_equals_the_reference_when_cut_small(problem: Problem, sizes: tuple[int,
         assert_same(attend("cpu-aten", tensors, pattern, masks), expected, 1e-10)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(problem=problems(), dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_error_in_lower_precision_is_within_that_of_naive_attention(problem: Problem, dtype: torch.dtype) -> None:
     pattern, tensors, masks = problem
@@ -52,7 +52,7 @@ def test_error_in_lower_precision_is_within_that_of_naive_attention(problem: Pro
     assert_within_naive(tensors, got, naive, expected)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=24, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(problems())
 def test_each_pair_counts_exactly_once(problem: Problem) -> None:
     """With q = 0 the lse is the logarithm of the number of keys; with dO = 1, dV sums 1 / count over the queries."""

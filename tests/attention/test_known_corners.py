@@ -180,8 +180,14 @@ def bigbird_blocks(num_blocks: int, drawn: Tensor | None = None) -> Tensor:
 
 
 @pytest.mark.usefixtures("numpy_state")
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("num_hidden", [0, 100])
+@pytest.mark.parametrize(
+    "num_hidden, backend",
+    [
+        *((0, backend) for backend in BACKENDS),
+        # Triton's interpreter takes twenty seconds.
+        *(pytest.param(100, backend, marks=[pytest.mark.slow] * (backend == "triton")) for backend in BACKENDS),
+    ],
+)
 def test_bigbird_by_its_own_draw(num_hidden: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     num_blocks = 12  # with 3 random blocks, the least that BigBird's model computes sparsely
     attention = bigbird(num_random_blocks=3, seed=1)

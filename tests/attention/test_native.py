@@ -31,6 +31,12 @@ SETS = native.available_instruction_sets()
 # What multiplies bfloat16 leaves float32 to another set.
 FLOAT32_SETS = [name for name in SETS if "bf16" not in name]
 in_float32_alone = pytest.mark.parametrize("instruction_set", FLOAT32_SETS, indirect=True)
+each_dtype = pytest.mark.parametrize(
+    "instruction_set, dtype",
+    [(name, dtype) for name in SETS for dtype in DTYPES if name in FLOAT32_SETS or dtype is torch.bfloat16],
+    indirect=["instruction_set"],
+    ids=str,
+)
 few_or_many = pytest.mark.parametrize("count", [12, pytest.param(60, marks=pytest.mark.slow)])
 
 
@@ -150,7 +156,7 @@ def test_each_pair_counts_exactly_once(count: int, instruction_set: str) -> None
     check()
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_rows_without_keys_give_zero_and_no_gradient(dtype: torch.dtype) -> None:
     tensors = [torch.randn(1, 2, 50, 8).to(dtype) for _ in range(3)]
     mask = torch.ones(1, 50, dtype=torch.bool)
@@ -170,7 +176,7 @@ def test_rows_without_keys_give_zero_and_no_gradient(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("scale", [0.0, -0.3, 1e-3, 25.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_any_scale(scale: float, dtype: torch.dtype) -> None:
     """Signs, and scores far beyond where exp overflows."""
     q, k, v = (torch.randn(1, 1, 150, 16).to(dtype).requires_grad_() for _ in range(3))
@@ -186,7 +192,7 @@ def test_any_scale(scale: float, dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_strided_memory_layout_changes_nothing(dtype: torch.dtype) -> None:
     """The encoder's own layout, [B, N, H, D] transposed, a non-contiguous last dimension, an expanded gradient."""
     pattern = SparsePattern(window=10, stride=16, num_global=1)
@@ -212,7 +218,7 @@ def threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_same_bits_at_any_number_of_threads_and_every_time(causal: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     tensors = [torch.randn(2, heads, 3000, 16).to(dtype) for heads in (4, 2, 2)]
@@ -249,7 +255,7 @@ def test_what_the_kernels_cannot_do_is_refused_by_name_and_served_by_aten() -> N
         sparse_attention(long, long, long, pattern, backend="cpu-native")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_cpu_takes_the_native_kernels(dtype: torch.dtype) -> None:
     q, k, v = (torch.randn(1, 2, 100, 16).to(dtype) for _ in range(3))
     pattern = SparsePattern(window=2)
@@ -275,7 +281,7 @@ def test_without_the_library_aten_serves_and_it_is_said_once(monkeypatch: pytest
 @pytest.mark.parametrize(
     "pattern", [SparsePattern(window=3, stride=9, stagger=True, num_global=1), SparsePattern(num_random_blocks=1)]
 )
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@each_dtype
 def test_operator_is_registered_as_torch_wants_it(pattern: SparsePattern, dtype: torch.dtype) -> None:
     from genosparse.attention.ops import attention, pack_pattern
 
@@ -322,7 +328,8 @@ PATTERNS = (
 )
 
 
-@pytest.mark.parametrize("pattern, head_dim, dtype", [*itertools.product(PATTERNS, (16, 72, 128), DTYPES)])
+@each_dtype
+@pytest.mark.parametrize("pattern, head_dim", [*itertools.product(PATTERNS, (16, 72, 128))])
 def test_every_dtype_and_head_size(pattern: SparsePattern, head_dim: int, dtype: torch.dtype) -> None:
     torch.manual_seed(2)
     tensors = [torch.randn(1, heads, 401, head_dim).to(dtype) for heads in (2, 1, 1)]

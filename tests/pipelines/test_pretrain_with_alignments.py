@@ -71,6 +71,7 @@ def test_from_reads_to_embeddings_and_scores(work: Path, capsys: pytest.CaptureF
     assert pq.read_table("v.parquet")["GS_STATUS"].to_pylist() == ["scored"]
 
 
+@pytest.mark.slow
 def test_killed_runs_end_with_the_same_bytes(work: Path) -> None:
     """Killed in the midst, with worker processes and without, and finished by the same command."""
     command = [sys.executable, "-m", "genosparse.cli", "pretrain", "data.genome=sample.fa", *SMALL]
