@@ -19,8 +19,8 @@ FLAGS = [
     *OPTIMIZE,
     "-std=c11",
     "-fvisibility=default",
-    "-ffp-contract=off",
-]  # products are fused where the source says so
+    "-ffp-contract=off",  # products are fused where the source says so
+]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"]
 # Each compiles the same source; genosparse/attention/cpu/native.py knows them by these names.
 VARIANTS = {

@@ -123,10 +123,11 @@ def sparse_attention(
 def input_dtype(dtype: torch.dtype, device: torch.device, head_dim: int) -> torch.dtype:
     """The dtype to hand q, k and v over in that are to be ``dtype``, where a caller can choose.
 
-    ``dtype`` itself, but where no backend reads it: torch's operators on the CPU compute in float32 whatever they are
-    given, and are spared the way there and back.
+    ``dtype`` itself, but where no backend reads it: torch's operators on the CPU compute bfloat16 and float16 in
+    float32, and are spared the way there and back.
     """
-    if device.type == "cpu" and native.why_not(dtype, head_dim, 1) is not None:
+    is_short = dtype in (torch.bfloat16, torch.float16)
+    if device.type == "cpu" and is_short and native.why_not(dtype, head_dim, 1) is not None:
         return torch.float32
     return dtype
 

@@ -71,6 +71,10 @@ class EncoderSuite:
                 raise ConfigError(f"{key}=[] names none; give one or more")
         if self.pattern.window is None:
             raise ConfigError("pattern.window=null: the encoders are compared at one window; give it")
+        if self.pattern.block_size != 1:
+            raise ConfigError(
+                f"pattern.block_size={self.pattern.block_size}: the encoders are compared at windows of single bases"
+            )
         if self.width % self.heads:
             raise ConfigError(f"heads={self.heads} cannot share width={self.width} evenly; give a divisor of it")
 
@@ -141,7 +145,7 @@ class EncoderSuite:
                     max_bytes=limit,
                     max_seconds=2 * self.max_seconds + _SPARE_SECONDS,
                 )
-            except (OutOfMemoryError, TimedOutError) as error:
+            except (OutOfMemoryError, TimedOutError, RuntimeError) as error:
                 failures.append(error)
                 continue
             runs.append({"dtype": dtype, **run})

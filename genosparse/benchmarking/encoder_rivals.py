@@ -27,7 +27,7 @@ from genosparse.errors import ConfigError
 __all__ = ["ENCODERS", "EncoderKind", "EncoderShape", "HyenaOperator"]
 
 _VOCABULARY = 17  # nt16 codes and MASK
-_CHUNK = 1 << 15  # positions that the skeleton's SwiGLU takes at a time, as genosparse's does
+_CHUNK = 1 << 12  # positions that the skeleton's SwiGLU takes at a time, as genosparse's layers do
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,11 @@ The task is a function's name and its arguments as JSON; what it returns goes to
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +53,7 @@ def run_isolated(
     """
     task = {
         "function": function, "arguments": arguments, "max_bytes": max_bytes, "threads": torch.get_num_threads(),
+        "parent": os.getpid(),
     }  # fmt: skip
     try:
         done = subprocess.run(  # noqa: S603  (this module, and a task of ours on its standard input)
@@ -81,8 +84,17 @@ def peak_bytes() -> int | None:
     return next((int(line.split()[1]) << 10 for line in status.splitlines() if line.startswith("VmHWM:")), None)
 
 
+def _end_with(parent: int) -> None:
+    """Have Linux end this process with the one that started it, which may be killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            sys.exit(1)
+
+
 def _main() -> int:
     task = json.load(sys.stdin)
+    _end_with(task["parent"])
     torch.set_num_threads(task["threads"])
     if task["max_bytes"] is not None:
         import resource

@@ -125,6 +125,8 @@ class TrainingSuite:
             return [row | {"status": "out_of_memory", "note": str(error)}]
         except TimedOutError as error:
             return [row | {"status": "stopped", "note": str(error)}]
+        except RuntimeError as error:
+            return [row | {"status": "refused", "note": str(error)}]
         seconds = done["seconds"]
         return [
             row

@@ -52,11 +52,53 @@ _MOST_KEPT_BYTES = 1 << 28  # of memory to work in, from call to call
 _ITEMS = 64  # for the threads to share in the backward pass
 
 
+class _Problem(ctypes.Structure):
+    """``struct problem`` of problem.h, field by field."""
+
+    _fields_ = (
+        [(name, ctypes.c_void_p) for name in ("q", "k", "v", "grad")]
+        + [(f"{name}_stride", ctypes.c_int64 * 3) for name in ("q", "k", "v", "grad")]
+        + [(name, ctypes.c_void_p) for name in ("key_mask", "out", "dq", "dk", "dv", "lse")]
+        + [
+            (name, ctypes.c_int64)
+            for name in (
+                *("batch", "num_heads", "num_kv_heads", "length", "head_dim", "dtype"),
+                *("window", "num_global", "stride", "block_size", "stagger", "causal"),
+            )
+        ]
+        + [("scale", ctypes.c_double)]
+        + [(f"{by}_{what}", ctypes.c_void_p) for by in ("query", "key") for what in ("entries", "entry_first")]
+        + [
+            (name, ctypes.c_int64)
+            for name in (
+                *("query_entries_stride", "key_entries_stride", "entry_first_stride"),
+                *("first_head", "last_head", "num_grid_tiles", "num_column_tiles"),
+                *("num_splits", "chunk_tiles", "num_slots", "num_threads"),
+            )
+        ]
+        + [
+            (name, ctypes.c_void_p)
+            for name in (
+                *("k_columns", "k_cross", "v_columns", "v_cross", "visible", "is_column"),
+                *("dk_sum", "dv_sum", "dk_columns", "dv_columns", "part", "part_lse", "scratch"),
+            )
+        ]
+        + [("scratch_size", ctypes.c_int64)]
+    )
+
+
 def _load() -> ctypes.CDLL | None:
+    """The library, if there is one that can be loaded and is of these sources."""
     for suffix in EXTENSION_SUFFIXES:
         path = Path(__file__).with_name(f"_native{suffix}")
-        if path.exists():
-            return ctypes.CDLL(str(path))
+        if not path.exists():
+            continue
+        try:
+            library = ctypes.CDLL(str(path))
+            size = library.genosparse_problem_size()
+        except (OSError, AttributeError):
+            return None
+        return library if size == ctypes.sizeof(_Problem) else None
     return None
 
 
@@ -134,41 +176,6 @@ def warn_if_missing() -> None:
         "slower; install a C compiler and reinstall genosparse",
         GenosparseWarning,
         stacklevel=4,
-    )
-
-
-class _Problem(ctypes.Structure):
-    """``struct problem`` of problem.h, field by field."""
-
-    _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("q", "k", "v", "grad")]
-        + [(f"{name}_stride", ctypes.c_int64 * 3) for name in ("q", "k", "v", "grad")]
-        + [(name, ctypes.c_void_p) for name in ("key_mask", "out", "dq", "dk", "dv", "lse")]
-        + [
-            (name, ctypes.c_int64)
-            for name in (
-                *("batch", "num_heads", "num_kv_heads", "length", "head_dim", "dtype"),
-                *("window", "num_global", "stride", "block_size", "stagger", "causal"),
-            )
-        ]
-        + [("scale", ctypes.c_double)]
-        + [(f"{by}_{what}", ctypes.c_void_p) for by in ("query", "key") for what in ("entries", "entry_first")]
-        + [
-            (name, ctypes.c_int64)
-            for name in (
-                *("query_entries_stride", "key_entries_stride", "entry_first_stride"),
-                *("first_head", "last_head", "num_grid_tiles", "num_column_tiles"),
-                *("num_splits", "chunk_tiles", "num_slots", "num_threads"),
-            )
-        ]
-        + [
-            (name, ctypes.c_void_p)
-            for name in (
-                *("k_columns", "k_cross", "v_columns", "v_cross", "visible", "is_column"),
-                *("dk_sum", "dv_sum", "dk_columns", "dv_columns", "part", "part_lse", "scratch"),
-            )
-        ]
-        + [("scratch_size", ctypes.c_int64)]
     )
 
 
@@ -371,6 +378,9 @@ def _kept(name: str, size: int) -> Tensor:
     buffers = _kept_by_thread.buffers
     buffer = buffers.pop(name, None)
     if buffer is None or len(buffer) < size:
+        del buffer
+        if sum(map(len, buffers.values())) + size > _MOST_KEPT_BYTES:
+            buffers.clear()  # those of other calls, it may be
         with torch.inference_mode(False):  # where it is written to later is another matter
             buffer = _empty(size, torch.uint8)
     if sum(map(len, buffers.values())) + len(buffer) <= _MOST_KEPT_BYTES:

@@ -12,6 +12,12 @@ int genosparse_fast_bf16(void);
 
 #if defined(__x86_64__) && defined(__linux__)
 
+static int has_f16c(void) /* which clang's builtin does not know before version 18 */
+{
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1);
+}
+
 /* Linux gives the tiles of AMX, 8 KiB of state for each thread, to processes that ask for them. */
 static int has_amx_bf16(void)
 {
@@ -25,6 +31,7 @@ static int has_amx_bf16(void)
 
 #else
 
+static int has_f16c(void) { return 0; }
 static int has_amx_bf16(void) { return 0; }
 
 #endif
@@ -34,7 +41,7 @@ int genosparse_has(int set)
 #if defined(__x86_64__)
     __builtin_cpu_init();
     switch (set) {
-    case 0: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    case 0: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     case 1:
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw")
             && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");

@@ -24,6 +24,9 @@ static void *run(void *argument)
     return 0;
 }
 
+int64_t genosparse_problem_size(void);
+int64_t genosparse_problem_size(void) { return sizeof(struct problem); }
+
 void genosparse_parallel(const struct problem *problem, int64_t count, work_function work)
 {
     struct queue queue = {.problem = problem, .work = work, .count = count};
