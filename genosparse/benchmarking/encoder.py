@@ -7,6 +7,7 @@ whether it survives at all. Those that do are then timed by turns in one process
 from __future__ import annotations
 
 import gc
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -155,6 +156,8 @@ class EncoderSuite:
         return best
 
     def _reason_to_skip(self, kind: EncoderKind, shape: Mapping[str, Any], earlier: Sequence[Row]) -> str | None:
+        if kind.package is not None and importlib.util.find_spec(kind.package) is None:
+            return f"{kind.package} is not installed; pip install 'genosparse[benchmark]'"
         for row in earlier:
             if (row["implementation"], row["layers"]) != (kind.name, shape["layers"]):
                 continue

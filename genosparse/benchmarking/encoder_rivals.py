@@ -62,12 +62,14 @@ class EncoderKind:
         make: Makes one of a shape and a dtype, its weights drawn from torch's generator.
         growth: Exponent with which its time grows with length.
         note: What of its work differs from the others', for readers of the table.
+        package: What it needs besides genosparse's own dependencies.
     """
 
     name: str
     make: Callable[[EncoderShape, torch.dtype], Forward]
     growth: float = 1.0
     note: str = ""
+    package: str | None = None
 
 
 def _genosparse(shape: EncoderShape, dtype: torch.dtype) -> Forward:
@@ -245,11 +247,12 @@ class HyenaOperator(nn.Module):
 
 ENCODERS = {
     "genosparse": EncoderKind("genosparse", _genosparse),
-    "longformer": EncoderKind("Longformer", _longformer, note="transformers; window alone"),
+    "longformer": EncoderKind("Longformer", _longformer, note="transformers; window alone", package="transformers"),
     "bigbird": EncoderKind(
         "BigBird",
         _big_bird,
         note="transformers; blocks of 64: 8 at most to a query, fewer keys than the others attend to",
+        package="transformers",
     ),
     "hyena": EncoderKind("Hyena, order 2", _hyena, note="long convolutions by FFT, no attention"),
     "dense": EncoderKind("dense", _dense, growth=2.0, note="all pairs, by scaled_dot_product_attention"),

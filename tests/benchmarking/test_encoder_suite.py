@@ -11,6 +11,7 @@ from genosparse.benchmarking.encoder import EncoderSuite
 from genosparse.benchmarking.encoder_rivals import ENCODERS, EncoderShape, HyenaOperator
 from genosparse.benchmarking.isolated import OutOfMemoryError, TimedOutError, peak_bytes, run_isolated
 from genosparse.benchmarking.results import Row
+from genosparse.benchmarking.suites import Unit
 from genosparse.errors import ConfigError
 
 PATTERN = SparsePattern(window=32, stride=64, num_global=1)
@@ -135,6 +136,13 @@ def earlier(**values: Any) -> Row:
 def test_what_is_not_tried(row: Row, words: str | None) -> None:
     suite = suite_with(max_seconds=1)
     assert suite._reason_to_skip(ENCODERS["dense"], shape_of(layers=1, length=512), [row]) == words
+
+
+def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    rows = suite_with(rivals=("bigbird",), lengths=(256,), dtypes=("float32",)).measure(Unit("1 layers 256"), [])
+    assert [row["status"] for row in rows] == ["measured", "skipped"]
+    assert rows[1]["note"] == "transformers is not installed; pip install 'genosparse[benchmark]'"
 
 
 def test_what_gave_up_is_in_the_table_and_the_picture(tmp_path: Path) -> None:
