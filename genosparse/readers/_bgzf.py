@@ -204,7 +204,7 @@ def damaged_block(path: Path) -> int | None:
     with BlockReader(path) as stream:
         try:
             while stream._next_block():
-                pass
+                pass  # to unpack a block is to check it
         except DamagedBlockError as error:
             return error.byte
     return None

@@ -26,7 +26,8 @@ from genosparse.variant_effect.writers import Row, VariantWriter
 __all__ = ["BlockStore", "Shard", "blocks_of", "merge_blocks", "score_blocks"]
 
 _Item = TypeVar("_Item")
-# What reading a zip archive of arrays raises when it is missing, cut off, or has a changed byte somewhere.
+# What reading a zip archive of arrays raises when it is missing, cut off, or has a changed byte somewhere: a changed
+# method of compression is a NotImplementedError of zipfile's, a changed flag of encryption a RuntimeError.
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, NotImplementedError, RuntimeError, zipfile.BadZipFile)
 
 

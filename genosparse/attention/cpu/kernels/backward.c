@@ -19,8 +19,6 @@
 
 #include "packing.h"
 
-#define LOG2_E 1.4426950408889634
-
 /* One thread's memory. */
 struct backward_scratch {
     unit queries[TILE * MAX_DIM], grads[TILE * MAX_DIM]; /* rows */
@@ -217,12 +215,6 @@ static void add_odd_chunk(const struct problem *problem, int64_t item, char *scr
 }
 
 /* --- global rows --- */
-
-INLINE int64_t part_at(const struct problem *problem, int64_t split, int64_t in_slab, int64_t in_group, int64_t row)
-{
-    int64_t heads = slab_size(problem) * group_size(problem);
-    return (split * heads + in_slab * group_size(problem) + in_group) * num_global_rows(problem) + row;
-}
 
 /* Item: global rows of a head of the slab over one share of the keys, whose sums are this item's alone. */
 static void add_global(const struct problem *problem, int64_t item, char *scratch)

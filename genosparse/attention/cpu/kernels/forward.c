@@ -11,7 +11,6 @@
 
 #include "packing.h"
 
-#define LOG2_E 1.4426950408889634
 #define LN_2 0.6931471805599453
 
 enum { STEP = 32, STEPS = 3 }; /* queries of a step; steps under way */
@@ -237,13 +236,6 @@ static void attend_tile(const struct problem *problem, int64_t item, char *scrat
 }
 
 /* --- global rows --- */
-
-/* Place of a row in parts. */
-INLINE int64_t part_at(const struct problem *problem, int64_t split, int64_t in_slab, int64_t in_group, int64_t row)
-{
-    int64_t heads = slab_size(problem) * group_size(problem);
-    return (split * heads + in_slab * group_size(problem) + in_group) * num_global_rows(problem) + row;
-}
 
 /* Item: global rows of a head of the slab over one share of the keys. */
 static void attend_global(const struct problem *problem, int64_t item, char *scratch)

@@ -290,5 +290,12 @@ INLINE_RULE int64_t num_global_rows(const struct problem *problem)
 {
     return problem->causal ? 0 : problem->num_global; /* with causal the other rules say what these rows see */
 }
+/* Place of a global row in parts. */
+INLINE_RULE int64_t part_at(
+    const struct problem *problem, int64_t split, int64_t in_slab, int64_t in_group, int64_t row)
+{
+    int64_t heads = slab_size(problem) * group_size(problem);
+    return (split * heads + in_slab * group_size(problem) + in_group) * num_global_rows(problem) + row;
+}
 
 #endif

@@ -15,6 +15,8 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#define LOG2_E 1.4426950408889634 /* scores go to base 2, as 2^x is what there is below */
+
 #if defined(__AVX512F__)
 
 enum { LANES = 16 };
