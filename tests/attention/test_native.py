@@ -192,6 +192,65 @@ def test_any_scale(scale: float, dtype: torch.dtype) -> None:
         )
 
 
+@pytest.mark.parametrize("larger", ["keys", "queries", "all"])
+@each_dtype
+def test_scores_pass_the_bound_midway(larger: str, dtype: torch.dtype) -> None:
+    """Maxima are looked for only once norms allow scores beyond 2^60: rows with and without keys before that tile."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 500, 32).to(dtype) for heads in (4, 2, 2))
+    mask = torch.rand(1, 500) < 0.9
+    mask[:, :64] = False
+    if larger in ("keys", "all"):
+        k[:, :, 200:230] *= 40
+    if larger in ("queries", "all"):
+        q[:, 1, 300:310] *= 40
+    for pattern in (SparsePattern(window=60, stride=37), SparsePattern(window=40, causal=True), SparsePattern.dense()):
+        masks: Masks = {"key_mask": mask, "extra_blocks": None}
+        got = attend("cpu-native", [q, k, v], pattern, masks)
+        expected = attend("reference", [x.double() for x in (q, k, v)], pattern, masks)
+        naive = naive_attention([q, k, v], (attended_pairs(pattern, 500) & mask[:, None, None]).expand(1, 2, 500, 500))
+        assert_within_naive([q, k, v], got, naive, expected)
+        there = expected[1] > -torch.inf
+        assert torch.equal(got[1] > -torch.inf, there)
+        bound = 1e-3 if dtype == torch.bfloat16 else 1e-5
+        assert (got[1] - expected[1])[there].abs().max() <= bound * (1 + expected[1][there].abs().max())
+
+
+@each_dtype
+def test_weights_of_every_size_are_right(dtype: torch.dtype) -> None:
+    """Scores from -59 to 59 in base 2, each in turn beside one of 0: what 2^x gives, with its sign and its steps."""
+    scores = torch.linspace(-59, 59, 4000)
+    q = torch.ones(1, 1, 4000, 16).to(dtype)
+    q *= scores[None, None, :, None] / 16
+    k = torch.zeros(1, 1, 4000, 16, dtype=dtype)
+    k[:, :, 0] = 1  # the first key's score is the row's own, all others' are 0
+    v = torch.zeros(1, 1, 4000, 16, dtype=dtype)
+    v[:, :, 0] = 1
+    pattern = SparsePattern(num_global=2)
+    out, lse = sparse_attention(q, k, v, pattern, scale=0.6931471805599453, return_lse=True, backend="cpu-native")
+    seen = 2 ** q[0, 0, 2:].double().sum(-1)
+    error = out[0, 0, 2:, 0].double() / (seen / (1 + seen)) - 1
+    if dtype == torch.float16:  # which has no smaller numbers
+        error = error[seen > 1e-3]
+    bounds = {torch.float32: 2e-5, torch.bfloat16: 0.012, torch.float16: 2e-3}  # of float32, by the rounding of scores
+    assert error.abs().max() <= bounds[dtype]
+    off = lse[0, 0, 2:].double() - (1 + seen).log()
+    assert off.abs().max() <= (8e-3 if dtype == torch.bfloat16 else 2e-5)
+
+
+@each_dtype
+def test_nan_reaches_the_rows_that_see_it(dtype: torch.dtype) -> None:
+    tensors = [torch.randn(1, 2, 300, 16).to(dtype) for _ in range(3)]
+    tensors[0][:, 0, 250] = torch.nan
+    tensors[1][:, 1, 100] = torch.nan
+    out, _, *_ = attend("cpu-native", tensors, SparsePattern(window=10), NO_MASKS)
+    rows = out.isnan().any(-1)[0]
+    assert rows[0].nonzero().flatten().tolist() == [250]
+    assert rows[1, 90:111].all()
+    assert not rows[1, :64].any()
+    assert not rows[1, 192:].any()
+
+
 @each_dtype
 def test_strided_memory_layout_changes_nothing(dtype: torch.dtype) -> None:
     """The encoder's own layout, [B, N, H, D] transposed, a non-contiguous last dimension, an expanded gradient."""

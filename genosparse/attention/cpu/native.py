@@ -79,7 +79,7 @@ class _Problem(ctypes.Structure):
         + [
             (name, ctypes.c_void_p)
             for name in (
-                *("k_columns", "k_cross", "v_columns", "v_cross", "visible", "is_column"),
+                *("k_columns", "k_cross", "v_columns", "v_cross", "visible", "is_column", "key_norm"),
                 *("dk_sum", "dv_sum", "dk_columns", "dv_columns", "part", "part_lse", "scratch"),
             )
         ]
@@ -277,6 +277,8 @@ class _Call:
             self.hold(name, _kept(name, slab * num_tiles * tile * unit))
         self.hold("visible", _empty(slab * num_tiles, torch.int64))
         self.hold("is_column", _empty(slab * num_tiles, torch.int64))
+        if function == "forward":
+            self.hold("key_norm", _empty(slab * num_tiles, torch.float32))
         self._share_global_rows(slab, dim)
         if num_sums:
             self._share_queries(slab)

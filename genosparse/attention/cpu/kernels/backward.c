@@ -116,8 +116,8 @@ static void add_tile(const struct problem *problem, struct backward_scratch *s, 
                      float *dk, float *dv)
 {
     int64_t at = packed_at(problem, head, s->visit.tile, dim);
-    product_scores(TILE, TILE, dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
-    product_scores(TILE, TILE, dim, s->grads, (const unit *)problem->v_columns + at, s->grad_weights);
+    product_scores(TILE, dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
+    product_scores(TILE, dim, s->grads, (const unit *)problem->v_columns + at, s->grad_weights);
     weigh(s, (float)(problem->scale * LOG2_E), s->visit.masked ? s->visit.mask : 0);
 #if defined(UNIT_BFLOAT16)
     const unit *queries = s->queries_turned, *grads = s->grads_turned, *weights = s->weights_cross;
@@ -127,7 +127,7 @@ static void add_tile(const struct problem *problem, struct backward_scratch *s, 
     const unit *grad_scores_rows = s->grad_weights, *grad_scores_cross = s->grad_weights;
 #endif
     if (dq)
-        product_over_keys(TILE, dim, dim, grad_scores_rows, (const unit *)problem->k_cross + at, dq);
+        product_over_keys(TILE, dim, grad_scores_rows, (const unit *)problem->k_cross + at, dq);
     if (dk) {
         product_over_queries(dim, queries, grad_scores_cross, dk);
         product_over_queries(dim, grads, weights, dv);

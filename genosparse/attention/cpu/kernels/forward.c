@@ -1,11 +1,11 @@
-/* Forward: an online softmax over the tiles of keys that a tile of queries meets.
+/* Forward: an online softmax over the tiles of keys that some queries meet.
  *
  * Reads top-down: which rows, which tiles of keys, then for each tile scores, mask, running maximum, rescale,
  * accumulate. Global rows, which see every key, are split over the keys, and their parts are merged by lse.
  *
- * The work is a row of steps, each of 32 queries and 64 keys, and three steps are under way at once: while one is weighed,
- * the scores of the next are multiplied, and what the one before weighed is added. None waits for another, so that AMX
- * and the vector units are busy side by side.
+ * Queries go by ROWS, half a tile: their sums and scores then stay in the first cache, with the tile of keys and values
+ * that passes. One after the other scores are multiplied, weighed and added: AMX takes one of the two ports that vectors
+ * have, so that there is little to win by doing both at once, and caches to lose.
  */
 #include <math.h>
 
@@ -13,25 +13,20 @@
 
 #define LN_2 0.6931471805599453
 
-enum { STEP = 32, STEPS = 3 }; /* queries of a step; steps under way */
-
-struct step {
-    _Alignas(64) float scores[STEP * TILE]; /* then weights: a row of units where the row of scores was */
-    int row;                                /* of the tile, the first one */
-    const uint64_t *mask;                   /* by row of the tile, or null */
-    const unit *columns, *cross;            /* of the keys and of the values */
-};
+enum { ROWS = 32 };
 
 /* One thread's memory. */
 struct forward_scratch {
-    unit queries[TILE * MAX_DIM];
-    struct step steps[STEPS];
-    int64_t num_steps; /* so far */
-    float out[TILE * MAX_DIM];
-    float row_max[TILE];        /* of scores in base 2, or less by HEADROOM at the most */
-    float row_sum[TILE][LANES]; /* a sum for each lane */
+    unit queries[ROWS * MAX_DIM];
+    float scores[ROWS * TILE]; /* then weights: a row of units where the row of scores was */
+    float out[ROWS * MAX_DIM];
+    float row_max[ROWS];        /* of scores in base 2, or less by HEADROOM at the most; 0 while bounded */
+    float row_sum[ROWS][LANES]; /* a sum for each lane */
+    float largest_norm;         /* of the queries, times the scale in base 2 */
+    int bounded;                /* no score so far could pass BOUND */
+    int64_t first_row;          /* of the tile */
     struct query_tile plan;
-    struct visit visits[2];
+    struct visit visit;
 };
 
 int64_t EXPORT(genosparse_forward_scratch_)(void);
@@ -42,8 +37,12 @@ void EXPORT(genosparse_forward_)(const struct problem *problem);
  * and most tiles after the first few then have nothing to rescale. */
 #define HEADROOM 8.0f
 
+/* No score is larger than the product of the norms of its query and its key. While that is at most BOUND, in base 2, no
+ * maximum is looked for: 2^score has its full precision from 2^-BOUND to 2^BOUND, and sums of them have room. */
+#define BOUND 60.0f
+
 /* Take a tile's maximum for a row's, and scale the row's sums by what that changes. */
-static void raise_max(struct forward_scratch *s, int row, float tile_max, int64_t dim)
+static void raise_max(struct forward_scratch *s, int64_t row, float tile_max, int64_t dim)
 {
     if (tile_max <= s->row_max[row])
         return;
@@ -54,14 +53,12 @@ static void raise_max(struct forward_scratch *s, int row, float tile_max, int64_
         vec_store(s->out + row * dim + d, vec_mul(vec_load(s->out + row * dim + d), by));
 }
 
-/* Scale, mask and exponentiate the scores of some rows; move the running maximum, sum and out along. */
-INLINE void weigh(struct forward_scratch *s, struct step *step, int64_t first, int64_t count, float scale_log2,
-                  const uint64_t *mask, int64_t dim)
+/* Scale, mask and exponentiate the scores; move the running maximum, sum and out along. */
+INLINE void weigh(struct forward_scratch *s, float scale_log2, const uint64_t *mask, int64_t dim)
 {
     vec scale = vec_all(scale_log2);
-    for (int64_t in_step = first; in_step < first + count; in_step++) {
-        float *scores = step->scores + in_step * TILE;
-        int row = step->row + (int)in_step;
+    for (int64_t row = 0; row < ROWS; row++) {
+        float *scores = s->scores + row * TILE;
         vec x[VECTORS], largest = vec_all(-INFINITY);
         for (int i = 0; i < VECTORS; i++) {
             x[i] = vec_load(scores + i * LANES);
@@ -81,7 +78,7 @@ INLINE void weigh(struct forward_scratch *s, struct step *step, int64_t first, i
         vec_store(s->row_sum[row], sum);
 #if defined(UNIT_BFLOAT16)
         for (int i = 0; i < VECTORS; i += 2)
-            units_store_row((unit *)scores + i / 2 * LANES, x[i], x[i + 1]);
+            units_store_packed((unit *)scores + i / 2 * LANES, x[i], x[i + 1]);
 #else
         for (int i = 0; i < VECTORS; i++)
             vec_store(scores + i * LANES, x[i]);
@@ -89,86 +86,81 @@ INLINE void weigh(struct forward_scratch *s, struct step *step, int64_t first, i
     }
 }
 
-/* The products of two steps are cut into blocks of columns, first those of scores and then those of sums, and the rows
- * of the step between them into as many parts as it takes to be near each: the processor looks some hundred
- * instructions ahead. Products on the vector units themselves are best left whole. */
-#if defined(UNIT_AMX)
-static const int64_t BLOCK_COLUMNS = 32, PARTS = 4;
+/* The same where every score is bounded. */
+INLINE void weigh_bounded(struct forward_scratch *s, float scale_log2, const uint64_t *mask)
+{
+    vec scale = vec_all(scale_log2);
+    for (int64_t row = 0; row < ROWS; row++) {
+        float *scores = s->scores + row * TILE;
+        vec sum = vec_load(s->row_sum[row]);
+#if defined(UNIT_BFLOAT16)
+        for (int i = 0; i < VECTORS; i += 2) {
+            lanes low = mask ? lanes_of(mask[row], i) : ALL_LANES, high = mask ? lanes_of(mask[row], i + 1) : ALL_LANES;
+            units weights = units_exp2(vec_mul(vec_load(scores + i * LANES), scale), low,
+                                       vec_mul(vec_load(scores + (i + 1) * LANES), scale), high);
+            sum = vec_add(vec_add(sum, units_lower(weights)), units_upper(weights));
+            units_store((unit *)scores + i / 2 * LANES, weights);
+        }
 #else
-static const int64_t BLOCK_COLUMNS = MAX_DIM, PARTS = 1;
+        for (int i = 0; i < VECTORS; i++) {
+            vec x = vec_exp2(vec_mul(vec_load(scores + i * LANES), scale));
+            if (mask)
+                x = vec_keep(lanes_of(mask[row], i), x);
+            sum = vec_add(sum, x);
+            vec_store(scores + i * LANES, x);
+        }
 #endif
-
-INLINE void multiply_block(struct forward_scratch *s, struct step *next, struct step *before, int64_t block, int64_t dim)
-{
-    const int64_t of_scores = most(TILE / BLOCK_COLUMNS, 1);
-    if (block < of_scores) {
-        int64_t column = block * BLOCK_COLUMNS;
-        if (next)
-            product_scores(STEP, least(BLOCK_COLUMNS, TILE), dim, s->queries + next->row * dim / PER_UNIT,
-                           next->columns + column, next->scores + column);
-    } else if (before) {
-        int64_t column = (block - of_scores) * BLOCK_COLUMNS;
-        product_over_keys(STEP, least(BLOCK_COLUMNS, dim), dim, (const unit *)before->scores, before->cross + column,
-                          s->out + before->row * dim + column);
+        vec_store(s->row_sum[row], sum);
     }
 }
 
-/* One move of the work: multiply the scores of ``next``, weigh ``now``, add ``before``; null where there is none, at the beginning
- * and at the end of a row of steps. */
-static void move_on(const struct problem *problem, struct forward_scratch *s, struct step *next, struct step *now,
-                    struct step *before, int64_t dim)
+/* From here on rows have a maximum: those with keys keep 0, which is BOUND too much or too little at the most. */
+static void stop_bounding(struct forward_scratch *s)
 {
-    float scale_log2 = (float)(fabs(problem->scale) * LOG2_E);
-    int64_t num_blocks = most(TILE / BLOCK_COLUMNS, 1) + (dim + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
-    for (int64_t part = 0; part < PARTS; part++) {
-        for (int64_t block = part * num_blocks / PARTS; block < (part + 1) * num_blocks / PARTS; block++)
-            multiply_block(s, next, before, block, dim);
-        if (now && now->mask)
-            weigh(s, now, part * STEP / PARTS, STEP / PARTS, scale_log2, now->mask, dim);
-        else if (now)
-            weigh(s, now, part * STEP / PARTS, STEP / PARTS, scale_log2, 0, dim);
-    }
+    s->bounded = 0;
+    for (int row = 0; row < ROWS; row++)
+        if (vec_sum(vec_load(s->row_sum[row])) == 0.0f)
+            s->row_max[row] = -3.4028234663852886e38f; /* finite, so that differences from it are never NaN */
 }
 
-/* The step so many before the next one, or null. */
-INLINE struct step *step_before(struct forward_scratch *s, int64_t count)
+static void add_tile(const struct problem *problem, struct forward_scratch *s, int64_t head, int64_t dim)
 {
-    return s->num_steps >= count ? &s->steps[(s->num_steps - count) % STEPS] : 0;
-}
-
-static void add_tile(const struct problem *problem, struct forward_scratch *s, const struct visit *visit, int64_t head,
-                     int64_t dim)
-{
+    const struct visit *visit = &s->visit;
     int64_t at = packed_at(problem, head, visit->tile, dim);
-    for (int row = 0; row < TILE; row += STEP) {
-        struct step *step = &s->steps[s->num_steps % STEPS];
-        step->row = row;
-        step->mask = visit->masked ? visit->mask : 0;
-        step->columns = (const unit *)problem->k_columns + at;
-        step->cross = (const unit *)problem->v_cross + at;
-        move_on(problem, s, step, step_before(s, 1), step_before(s, 2), dim);
-        s->num_steps++;
-    }
+    const uint64_t *mask = visit->masked ? visit->mask + s->first_row : 0;
+    float scale_log2 = (float)(fabs(problem->scale) * LOG2_E);
+    float bound = s->largest_norm * problem->key_norm[packed_tile(problem, head, visit->tile)];
+    if (s->bounded && !(bound <= BOUND)) /* nor where it is NaN */
+        stop_bounding(s);
+    product_scores(ROWS, dim, s->queries, (const unit *)problem->k_columns + at, s->scores);
+    if (s->bounded && mask)
+        weigh_bounded(s, scale_log2, mask);
+    else if (s->bounded)
+        weigh_bounded(s, scale_log2, 0);
+    else if (mask)
+        weigh(s, scale_log2, mask, dim);
+    else
+        weigh(s, scale_log2, 0, dim);
+    product_over_keys(ROWS, dim, (const unit *)s->scores, (const unit *)problem->v_cross + at, s->out);
 }
 
-/* Finish the steps that are under way. */
-static void finish_steps(const struct problem *problem, struct forward_scratch *s, int64_t dim)
-{
-    move_on(problem, s, 0, step_before(s, 1), step_before(s, 2), dim);
-    move_on(problem, s, 0, 0, step_before(s, 1), dim);
-}
-
-/* Rows [first, last] of a tile of queries; others are zeros. */
+/* Those of the ROWS that are in [first, last] of the tile of queries; others are zeros. */
 static void start_rows(const struct problem *problem, struct forward_scratch *s, int64_t head, int64_t query_head,
                        int64_t dim)
 {
     int64_t batch = head / problem->num_kv_heads;
-    for (int row = 0; row < TILE; row++) {
-        int64_t query = s->plan.start + row;
+    float largest = 0.0f;
+    for (int64_t row = 0; row < ROWS; row++) {
+        int64_t query = s->plan.start + s->first_row + row;
         int is_row = query >= s->plan.first && query <= s->plan.last;
         unit *to = s->queries + row * dim / PER_UNIT;
         pack_row(problem, is_row ? row_of(problem->q, problem->q_stride, batch, query_head, query, problem->dtype) : 0,
                  dim, to);
+        vec squares = vec_all(0.0f);
+        for (int64_t u = 0; u < dim / PER_UNIT; u += LANES)
+            squares = units_fma(units_load(to + u), units_load(to + u), squares);
+        float square = vec_sum(squares);
+        largest = not_less(largest, square);
         /* The maximum of scaled scores is the scaled maximum of scores where the scale is positive. */
         if (problem->scale < 0)
             for (int64_t u = 0; u < dim / PER_UNIT; u++)
@@ -177,15 +169,16 @@ static void start_rows(const struct problem *problem, struct forward_scratch *s,
 #else
                 to[u] = -to[u];
 #endif
-        s->row_max[row] = -3.4028234663852886e38f; /* finite, so that differences from it are never NaN */
+        s->row_max[row] = 0.0f;
         vec_store(s->row_sum[row], vec_all(0.0f));
     }
-    memset(s->out, 0, TILE * dim * sizeof(float));
-    s->num_steps = 0;
+    s->largest_norm = sqrtf(largest) * (float)(fabs(problem->scale) * LOG2_E);
+    s->bounded = 1;
+    memset(s->out, 0, ROWS * dim * sizeof(float));
 }
 
 /* Divide a row of out by its sum. Returns its lse; a row without keys gives 0 and -inf. */
-static float finish_row(struct forward_scratch *s, int row, int64_t dim)
+static float finish_row(struct forward_scratch *s, int64_t row, int64_t dim)
 {
     float sum = vec_sum(vec_load(s->row_sum[row]));
     vec by = vec_all(sum == 0.0f ? 1.0f : 1.0f / sum);
@@ -215,21 +208,25 @@ static void attend_tile(const struct problem *problem, int64_t item, char *scrat
     int64_t dim = padded_dim(problem->head_dim), group = group_size(problem);
     struct rules rules = rules_of(problem, kv_head);
     plan_queries(&rules, tile, &s->plan);
-    if (s->plan.first > s->plan.last)
-        return;
+    int64_t first = s->plan.first, last = s->plan.last;
     const uint64_t *visible = problem->visible + in_slab * num_packed_tiles(problem);
     const uint64_t *is_column = problem->is_column + in_slab * num_packed_tiles(problem);
     begin_products();
-    for (int64_t query_head = kv_head * group; query_head < (kv_head + 1) * group; query_head++) {
-        start_rows(problem, s, head, query_head, dim);
-        struct walk walk = walk_keys(problem, &rules, &s->plan, visible, is_column);
-        for (int turn = 0; walk_next(&walk, kv_head, &s->visits[turn]); turn = !turn)
-            add_tile(problem, s, &s->visits[turn], head, dim);
-        finish_steps(problem, s, dim);
-        for (int64_t query = s->plan.first; query <= s->plan.last; query++) {
-            int row = (int)(query - s->plan.start);
-            float lse = finish_row(s, row, dim);
-            write_out(problem, s->out + row * dim, lse, batch, query_head, query);
+    for (s->first_row = 0; s->first_row < TILE; s->first_row += ROWS) {
+        s->plan.first = most(first, s->plan.start + s->first_row);
+        s->plan.last = least(last, s->plan.start + s->first_row + ROWS - 1);
+        for (int64_t query_head = kv_head * group; query_head < (kv_head + 1) * group; query_head++) {
+            if (s->plan.first > s->plan.last)
+                break;
+            start_rows(problem, s, head, query_head, dim);
+            struct walk walk = walk_keys(problem, &rules, &s->plan, visible, is_column);
+            while (walk_next(&walk, kv_head, &s->visit))
+                add_tile(problem, s, head, dim);
+            for (int64_t query = s->plan.first; query <= s->plan.last; query++) {
+                int64_t row = query - s->plan.start - s->first_row;
+                float lse = finish_row(s, row, dim);
+                write_out(problem, s->out + row * dim, lse, batch, query_head, query);
+            }
         }
     }
     end_products();
@@ -248,21 +245,20 @@ static void attend_global(const struct problem *problem, int64_t item, char *scr
     int64_t end = least((split + 1) * share, problem->num_grid_tiles);
     begin_products();
     for (int64_t in_group = 0; in_group < group; in_group++)
-        for (int64_t start = 0; start < num_rows; start += TILE) {
+        for (int64_t start = 0; start < num_rows; start += ROWS) {
             s->plan.start = s->plan.first = start;
-            s->plan.last = least(start + TILE, num_rows) - 1;
+            s->plan.last = least(start + ROWS, num_rows) - 1;
+            s->first_row = 0;
             start_rows(problem, s, head, kv_head * group + in_group, dim);
             for (int64_t tile = split * share; tile < end; tile++) {
-                struct visit *visit = &s->visits[tile % 2];
-                visit->tile = tile;
-                visit->masked = 0;
-                hide_keys(visit, problem->visible[in_slab * num_packed_tiles(problem) + tile]);
-                add_tile(problem, s, visit, head, dim);
+                s->visit.tile = tile;
+                s->visit.masked = 0;
+                hide_keys(&s->visit, problem->visible[packed_tile(problem, head, tile)]);
+                add_tile(problem, s, head, dim);
             }
-            finish_steps(problem, s, dim);
             for (int64_t row = start; row <= s->plan.last; row++) {
                 int64_t at = part_at(problem, split, in_slab, in_group, row);
-                problem->part_lse[at] = finish_row(s, (int)(row - start), dim);
+                problem->part_lse[at] = finish_row(s, row - start, dim);
                 memcpy(problem->part + at * dim, s->out + (row - start) * dim, dim * sizeof(float));
             }
         }

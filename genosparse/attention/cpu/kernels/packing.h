@@ -2,6 +2,8 @@
 #ifndef GENOSPARSE_PACKING_H
 #define GENOSPARSE_PACKING_H
 
+#include <math.h>
+
 #include "products.h"
 #include "tiles.h"
 
@@ -109,6 +111,12 @@ INLINE void pack_row(const struct problem *problem, const char *from, int64_t di
 #endif
 }
 
+INLINE void ask_for_row(const struct problem *problem, const char *row)
+{
+    for (int64_t at = 0; at < problem->head_dim * size_of(problem->dtype); at += 64)
+        _mm_prefetch(row + at, _MM_HINT_T0);
+}
+
 /* Turn a square of LANES by LANES units; rows at strides in units. */
 INLINE void turn_square(const unit *from, int64_t from_row, unit *to, int64_t to_row)
 {
@@ -153,19 +161,22 @@ INLINE void turn(const unit *rows, int64_t dim, unit *columns)
             turn_square(rows + row * count + u, count, columns + u * TILE + row, TILE);
 }
 
-/* Rows to cross: with float32 a copy, which callers save where they can. */
-INLINE void cross(const unit *rows, int64_t dim, unit *to)
+/* Rows to cross: with float32 a copy, which callers save where they can. With packed, in the order of a row of weights. */
+INLINE void cross(const unit *rows, int64_t dim, unit *to, const int packed)
 {
 #if defined(UNIT_BFLOAT16)
     typedef uint16_t __attribute__((may_alias)) value;
     const value *values = (const value *)rows;
-    for (int row = 0; row < TILE; row += 2)
+    for (int row = 0; row < TILE; row += 2) {
+        int place = packed ? row / 32 * 16 + packed_unit(row / 2 % 16) : row / 2;
         for (int64_t d = 0; d < dim; d += LANES) {
             __m512i upper = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(values + row * dim + d)));
             __m512i lower = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(values + (row + 1) * dim + d)));
-            _mm512_storeu_si512(to + row / 2 * dim + d, _mm512_or_si512(upper, _mm512_slli_epi32(lower, 16)));
+            _mm512_storeu_si512(to + place * dim + d, _mm512_or_si512(upper, _mm512_slli_epi32(lower, 16)));
         }
+    }
 #else
+    (void)packed;
     memcpy(to, rows, TILE * dim * sizeof(unit));
 #endif
 }
@@ -189,10 +200,35 @@ INLINE void turn_values(const unit *rows, int64_t dim, unit *to)
 /* Units of one packed tile. */
 INLINE int64_t tile_units(int64_t dim) { return TILE * dim / PER_UNIT; }
 
-/* Units of the place of a packed tile: heads of the slab, then tiles. */
+/* Number of a packed tile of a head, and of its first unit: heads of the slab, then tiles. */
+INLINE int64_t packed_tile(const struct problem *problem, int64_t head, int64_t tile)
+{
+    return (head - problem->first_head) * num_packed_tiles(problem) + tile;
+}
 INLINE int64_t packed_at(const struct problem *problem, int64_t head, int64_t tile, int64_t dim)
 {
-    return ((head - problem->first_head) * num_packed_tiles(problem) + tile) * tile_units(dim);
+    return packed_tile(problem, head, tile) * tile_units(dim);
+}
+
+/* The larger one, and NaN if either is. */
+INLINE float not_less(float a, float b) { return b > a || b != b ? b : a; }
+
+/* The largest norm of the columns; NaN if one is. */
+INLINE float largest_norm(const unit *columns, int64_t dim)
+{
+    float largest = 0.0f;
+    for (int column = 0; column < TILE; column += LANES) {
+        vec squares = vec_all(0.0f);
+        for (int64_t u = 0; u < dim / PER_UNIT; u++) {
+            units x = units_load(columns + u * TILE + column);
+            squares = units_fma(x, x, squares);
+        }
+        float square[LANES];
+        vec_store(square, squares);
+        for (int lane = 0; lane < LANES; lane++)
+            largest = not_less(largest, square[lane]);
+    }
+    return sqrtf(largest);
 }
 
 /* Item: a packed tile of a head of the slab. */
@@ -225,6 +261,11 @@ static void pack_tile(const struct problem *problem, int64_t item, char *scratch
     problem->is_column[item] = columns;
 
     unit *rows = (unit *)scratch;
+    for (int lane = 0; lane < TILE; lane++) /* rows come from memory: ask for all at once */
+        if (visible >> lane & 1) {
+            ask_for_row(problem, row_of(problem->k, problem->k_stride, batch, kv_head, position[lane], problem->dtype));
+            ask_for_row(problem, row_of(problem->v, problem->v_stride, batch, kv_head, position[lane], problem->dtype));
+        }
     int64_t at = packed_at(problem, head, tile, dim);
     struct {
         const void *tensor;
@@ -243,8 +284,10 @@ static void pack_tile(const struct problem *problem, int64_t item, char *scratch
         if (sides[side].columns)
             turn(rows, dim, sides[side].columns + at);
         if (sides[side].cross)
-            cross(rows, dim, sides[side].cross + at);
+            cross(rows, dim, sides[side].cross + at, sides[side].cross == problem->v_cross);
     }
+    if (problem->key_norm)
+        problem->key_norm[item] = largest_norm(sides[0].columns + at, dim);
 }
 
 INLINE void pack_keys(const struct problem *problem)

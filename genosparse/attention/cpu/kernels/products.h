@@ -148,19 +148,16 @@ INLINE void product(
 
 #endif
 
-/* scores[query][key] = sum over d: the queries' rows, the keys' columns; of some rows and some columns. */
-INLINE void product_scores(int64_t num_rows, int64_t num_columns, int64_t dim, const unit *rows, const unit *columns,
-                           float *scores)
+/* scores[query][key] = sum over d: the queries' rows, the keys' columns. */
+INLINE void product_scores(int64_t num_rows, int64_t dim, const unit *rows, const unit *columns, float *scores)
 {
-    product(num_rows, num_columns, dim / PER_UNIT, rows, dim / PER_UNIT, 1, columns, TILE, scores, TILE, 0);
+    product(num_rows, TILE, dim / PER_UNIT, rows, dim / PER_UNIT, 1, columns, TILE, scores, TILE, 0);
 }
 
-/* sum[query][d] += over keys: the weights' rows, one where each row of scores was, and the keys' cross; of some rows and
- * some d. */
-INLINE void product_over_keys(int64_t num_rows, int64_t num_columns, int64_t dim, const unit *weights,
-                              const unit *cross, float *sum)
+/* sum[query][d] += over keys: the weights' rows, one where each row of scores was, and the keys' cross. */
+INLINE void product_over_keys(int64_t num_rows, int64_t dim, const unit *weights, const unit *cross, float *sum)
 {
-    product(num_rows, num_columns, TILE_UNITS, weights, TILE, 1, cross, dim, sum, dim, 1);
+    product(num_rows, dim, TILE_UNITS, weights, TILE, 1, cross, dim, sum, dim, 1);
 }
 
 /* sum[d][key] += over queries: the queries turned, the weights' cross. */

@@ -22,6 +22,7 @@
 enum { LANES = 16 };
 typedef __m512 vec;
 typedef __mmask16 lanes; /* a bit for each lane */
+static const lanes ALL_LANES = 0xffff;
 
 INLINE vec vec_load(const float *p) { return _mm512_loadu_ps(p); }
 INLINE void vec_store(float *p, vec x) { _mm512_storeu_ps(p, x); }
@@ -138,6 +139,33 @@ INLINE vec units_fma(units a, units b, vec sum) { return _mm512_dpbf16_ps(sum, (
 INLINE void units_store_row(unit *p, vec low, vec high)
 {
     _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+}
+/* The order of a row of weights: of the units of two vectors, packed_unit(u) tells the place of the u-th. The processor packs
+ * two vectors quarter by quarter; the values' cross has the same order. */
+INLINE int packed_unit(int u) { return u % 8 / 2 * 4 + u / 8 * 2 + u % 2; }
+INLINE void units_store(unit *p, units x) { _mm512_storeu_si512(p, x); }
+INLINE void units_store_packed(unit *p, vec low, vec high)
+{
+    units rounded = (__m512i)_mm512_cvtne2ps_pbh(high, low);
+    units_store(p, _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), rounded));
+}
+/* The lower and the upper bfloat16 of units. */
+INLINE vec units_lower(units x) { return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16)); }
+INLINE vec units_upper(units x) { return _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(-65536))); }
+/* 2^x of two vectors as bfloat16, packed, for x from -126 to 127; 0 below, and where lanes are not kept. By a root mean square
+ * of 0.21 % (rounding alone is 0.17 %) and 0.75 % at the most, 0 in the mean.
+ *
+ * The exponent and the fraction of x, in eighths of bits, are the exponent and the mantissa of 1 + f; 2^f is less by about
+ * f * (0.34 - 0.33 f), which 16-bit integers multiply, 32 at a time. */
+INLINE units units_exp2(vec low, lanes of_low, vec high, lanes of_high)
+{
+    const vec steps = vec_all(256.0f), bias = vec_all(256.0f * 127.0f - 0.33f);
+    __m512i a = _mm512_maskz_cvtps_epi32(of_low, vec_fma(low, steps, bias));
+    __m512i b = _mm512_maskz_cvtps_epi32(of_high, vec_fma(high, steps, bias));
+    __m512i x = _mm512_packus_epi32(a, b), f = _mm512_slli_epi16(x, 8);
+    __m512i slope = _mm512_sub_epi16(_mm512_set1_epi16(87), _mm512_mulhi_epu16(f, _mm512_set1_epi16(85)));
+    x = _mm512_sub_epi16(x, _mm512_mulhi_epu16(f, slope));
+    return _mm512_avg_epu16(x, _mm512_setzero_si512()); /* from 8 bits of fraction to 7, rounded */
 }
 /* Round two rows, each unit a value of the one and the value below it of the other. */
 INLINE void units_store_cross(unit *p, vec upper, vec lower)
