@@ -116,7 +116,7 @@ def address(array: NDArray[Any] | bytearray) -> int:
 
 def bases_of_file(
     file: int,
-    layout: Layout | None,
+    layout: Layout,
     start: int,
     end: int,
     tokens: int | None,
@@ -124,6 +124,8 @@ def bases_of_file(
     letters: int | None,
 ) -> bool:
     """Write bases ``[start, end)`` of a contig from its plain file to where addresses point, a byte each.
+
+    There is an instruction set in use.
 
     Args:
         file: Its descriptor.
@@ -135,18 +137,17 @@ def bases_of_file(
         letters: Where letters go as they are in the file, whatever they are, if they are wanted.
 
     Returns:
-        Whether it was done: not where there is no library, or bases cannot be read, or line ends are not where they
-        must be, or (with ``tokens``) a letter is no nucleotide code. What is written then is of no use.
+        Whether it was done: not where bases cannot be read, or line ends are not where they must be, or (with
+        ``tokens``) a letter is no nucleotide code. What is written then is of no use.
     """
-    if _chosen is None or layout is None:
-        return False
+    assert _chosen is not None
     done: int = _functions[_chosen][0](file, ctypes.addressof(layout), start, end, tokens, soft_mask, letters)
     return done == 1
 
 
 def bases_of_bytes(
     raw: bytearray,
-    layout: Layout | None,
+    layout: Layout,
     start: int,
     end: int,
     tokens: int | None,
@@ -154,8 +155,7 @@ def bases_of_bytes(
     letters: int | None,
 ) -> bool:
     """As ``bases_of_file``, from all bytes between the first base and the last one."""
-    if _chosen is None or layout is None:
-        return False
+    assert _chosen is not None
     places = ctypes.addressof(layout), start, end, tokens, soft_mask, letters
     done: int = _functions[_chosen][1](address(raw), *places)
     return done == 1

@@ -19,7 +19,14 @@ from genosparse.intervals import Interval
 from genosparse.readers._bgzf import KeptBlocks
 from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord
 from genosparse.readers._htslib import PerThread
-from genosparse.readers._lines import Layout, address, bases_of_bytes, bases_of_file, letters_of_bytes
+from genosparse.readers._lines import (
+    Layout,
+    address,
+    bases_of_bytes,
+    bases_of_file,
+    instruction_set,
+    letters_of_bytes,
+)
 from genosparse.readers.fasta_index import check_version, find_or_make_index
 from genosparse.tokenizers import N, NucleotideTokenizer
 
@@ -368,6 +375,8 @@ class _Reader:
             layout = self._layouts[contig]
         except KeyError:
             layout = self._layouts[contig] = Layout.of(self._records[contig])
+        if layout is None or instruction_set() is None:
+            return False
         if self._source.file is not None:
             return bases_of_file(self._source.file, layout, start, end, tokens, soft_mask, letters)
         try:
