@@ -14,14 +14,14 @@ help:
 	@echo "make format       let ruff format and mend"
 	@echo "make clean        remove what the above made"
 
-KERNELS := setup.py $(wildcard genosparse/attention/cpu/kernels/*.[ch])
+NATIVE := setup.py $(wildcard genosparse/attention/cpu/kernels/*.[ch] genosparse/readers/native/*.[ch])
 
-$(VENV)/.user: pyproject.toml constraints.txt $(KERNELS)
+$(VENV)/.user: pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e .
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt $(KERNELS)
+$(VENV)/.dev: pyproject.toml constraints.txt $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.user

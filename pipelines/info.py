@@ -12,6 +12,7 @@ import genosparse
 from genosparse.attention.api import default_backend
 from genosparse.attention.cpu import native
 from genosparse.benchmarking.machine import describe_machine, processor_features
+from genosparse.readers import _lines as fasta_lines
 
 __all__ = ["main"]
 
@@ -44,6 +45,7 @@ def _lines() -> list[str]:
             "native kernels",
             f"none: cpu-native {why_not}" if why_not else ", ".join(native.available_instruction_sets()),
         ),
+        ("native FASTA", fasta_lines.instruction_set() or f"none, numpy serves: {fasta_lines.why_not()}"),
     ]
     devices = [torch.device("cpu")]
     for index in range(torch.cuda.device_count()):

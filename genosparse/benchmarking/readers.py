@@ -7,6 +7,7 @@ once, as genosparse does, and what they give is brought to the same point: token
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +64,8 @@ class ReaderSuite:
         seed: Of the windows and of the reads that are made.
 
     Raises:
-        ConfigError: A length does not fit in any contig.
+        ConfigError: A length does not fit in any contig; or the genome is not one that others read, or alignments have
+            no index or no mapped read.
         GenosparseError: A file cannot be read.
     """
 
@@ -85,6 +87,22 @@ class ReaderSuite:
                     f"lengths: {length} is longer than any contig of {self.genome}, the longest of which has {longest} "
                     "bases; give lengths= that fit"
                 )
+        # All that a unit opens is opened here once: what cannot be measured is told before a run is begun.
+        with quiet_htslib():
+            _bare_fasta(self.genome).close()
+            next(iter(read_variants(self.variants)), None)
+            if self.alignments is not None:
+                with Alignments(self.alignments, self._cram_reference) as alignments:
+                    _busiest(alignments)
+                with pysam.AlignmentFile(self.alignments, reference_filename=self._cram_reference) as file:
+                    if not file.has_index():
+                        raise ConfigError(
+                            f"alignments={self.alignments} has no index, which others need; run samtools index on it"
+                        )
+
+    @property
+    def _cram_reference(self) -> str:
+        return self.reference or self.genome
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -122,7 +140,7 @@ class ReaderSuite:
                 timer_for(torch.device("cpu")),
                 repeats=self.repeats,
                 max_seconds=dict.fromkeys(calls, self.max_seconds),
-                expected=(_RefusedError,),
+                expected=(_RefusedError, TooSlowError),
             )
         bare = results[next(iter(calls))]
         return [
@@ -137,21 +155,20 @@ class ReaderSuite:
 
         def each(fetch: Callable[[Interval], object]) -> Call:
             def read() -> None:
-                for interval in intervals:
+                begin = time.perf_counter()
+                for number, interval in enumerate(intervals, start=1):
                     fetch(interval)
+                    spent = time.perf_counter() - begin
+                    if spent > self.max_seconds and number < len(intervals):
+                        raise TooSlowError(spent, f"{number} of {len(intervals)} windows")
 
             return read
 
         calls: dict[str, Call | str] = {}
-        try:
-            bare = stack.enter_context(pysam.FastaFile(path))
-        except OSError:
-            raise ConfigError(
-                f"genome={path} is not FASTA that others read, plain or bgzip; convert it first, as "
-                "zcat ref.fa.gz | bgzip > ref.bgzip.fa.gz"
-            ) from None
+        bare = stack.enter_context(_bare_fasta(path))
         calls["pysam, bare text"] = each(lambda interval: bare.fetch(interval.contig, interval.start, interval.end))
         calls["genosparse"] = each(genome.tokens)
+        calls["genosparse, with soft mask"] = each(lambda interval: genome.tokens(interval, return_soft_mask=True))
         calls["pysam + Python's dict"] = each(
             lambda interval: _by_dict(bare.fetch(interval.contig, interval.start, interval.end))
         )
@@ -202,7 +219,7 @@ class ReaderSuite:
         return float(count), "records", calls
 
     def _alignments(self, stack: contextlib.ExitStack) -> tuple[float, str, dict[str, Call | str]]:
-        path, reference = self.alignments, self.reference or self.genome
+        path, reference = self.alignments, self._cram_reference
         if path is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="genosparse-")))
             path = str(_make_alignments(folder / "reads.bam", self.genome, self.seed))
@@ -210,9 +227,6 @@ class ReaderSuite:
         alignments = stack.enter_context(Alignments(path, reference))
         interval = _busiest(alignments)
         where = interval.contig, interval.start, interval.end
-        with pysam.AlignmentFile(path, **options) as file:
-            if not file.has_index():
-                raise ConfigError(f"alignments={path} has no index, which others need; run samtools index on it")
 
         def iterate() -> int:
             with pysam.AlignmentFile(path, **options) as file:
@@ -352,6 +366,16 @@ def _biopython(path: str, interval: Interval) -> str:
             if record.id == interval.contig:
                 return str(record.seq[interval.start : interval.end])
     raise KeyError(interval.contig)
+
+
+def _bare_fasta(path: str) -> pysam.FastaFile:
+    try:
+        return pysam.FastaFile(path)
+    except OSError:
+        raise ConfigError(
+            f"genome={path} is not FASTA that others read, plain or bgzip; convert it first, as "
+            "zcat ref.fa.gz | bgzip > ref.bgzip.fa.gz"
+        ) from None
 
 
 def _busiest(alignments: Alignments) -> Interval:

@@ -28,10 +28,15 @@ class Timing:
 
 
 class TooSlowError(Exception):
-    """A call took longer to warm up than it may take altogether."""
+    """A call took longer to warm up than it may take altogether.
 
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"its first run took {seconds:.3g} s")
+    Args:
+        seconds: How long.
+        part: How much of a run that was, where the call stopped itself.
+    """
+
+    def __init__(self, seconds: float, part: str = "its first run") -> None:
+        super().__init__(f"{part} took {seconds:.3g} s")
         self.seconds = seconds
 
 

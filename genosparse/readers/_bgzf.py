@@ -10,12 +10,14 @@ import contextlib
 import os
 import struct
 import zlib
+from collections import OrderedDict
+from collections.abc import Hashable
 from pathlib import Path
 
 from genosparse.errors import FileFormatError, InputFileNotFoundError
 from genosparse.inputs import Closing
 
-__all__ = ["BlockReader", "DamagedBlockError", "damaged_block"]
+__all__ = ["BlockReader", "DamagedBlockError", "KeptBlocks", "damaged_block"]
 
 _GZIP_START, _BGZF_FIELD = b"\x1f\x8b\x08\x04", b"\x06\x00BC\x02\x00"
 _HEADER_BYTES = 18
@@ -39,6 +41,39 @@ class DamagedBlockError(FileFormatError):
         self.byte = byte
 
 
+class KeptBlocks:
+    """Unpacked blocks that stay, those that were used last. Readers and threads may share them.
+
+    Each step is one call of a dictionary's, during which no other thread runs: so there is no lock, which a fork might
+    leave closed.
+
+    Args:
+        most: How many, of 64 KiB each at the most.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._blocks: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
+
+    def get(self, key: Hashable) -> tuple[bytes, int] | None:
+        """A block, and where in its file it ends."""
+        found = self._blocks.get(key)
+        if found is not None:
+            with contextlib.suppress(KeyError):  # another thread needed the room
+                self._blocks.move_to_end(key)
+        return found
+
+    def put(self, key: Hashable, block: tuple[bytes, int]) -> None:
+        """Keep a block in the room of the one whose use is longest ago."""
+        self._blocks[key] = block
+        while len(self._blocks) > self._most:
+            with contextlib.suppress(KeyError):
+                self._blocks.popitem(last=False)
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+
 class BlockReader(Closing):
     """A BGZF file's unpacked bytes; a context manager.
 
@@ -47,23 +82,27 @@ class BlockReader(Closing):
 
     Args:
         path: The file.
+        kept: Where unpacked blocks stay; None for the reader's own 4 MB.
 
     Raises:
         InputFileNotFoundError: It cannot be opened; or, while reading, it cannot be read.
         DamagedBlockError: While reading: a block is truncated or damaged, or there is none at an offset.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kept: KeptBlocks | None = None) -> None:
         self._file = -1
         self.path = path
         try:
             self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(self._file)
         except FileNotFoundError:
             raise InputFileNotFoundError(f"{path} does not exist any more") from None
         except OSError as error:
             raise self._unreadable(error) from None
         self._packed, self._packed_at = b"", 0
-        self._kept: dict[int, tuple[bytes, int]] = {}  # by where each begins: a block, and where it ends
+        self._kept = KeptBlocks(_NUM_KEPT) if kept is None else kept
+        # Another file, and this one once it is written to, has other blocks.
+        self._version = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         # The block that is unpacked, from where to where it is in the file, and what of it has been read.
         self._block, self._begin, self._end, self._within = b"", 0, 0, 0
 
@@ -137,14 +176,13 @@ class BlockReader(Closing):
             Whether there is one.
         """
         at = self._end
-        found = self._kept.get(at)
+        key = (self._version, at)
+        found = self._kept.get(key)
         if found is None:
             found = self._unpacked(at, last)
             if found is None:
                 return False
-            if len(self._kept) >= _NUM_KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[at] = found
+            self._kept.put(key, found)
         self._block, self._end = found
         self._begin, self._within = at, 0
         return True

@@ -1,34 +1,43 @@
 """Reference genomes, read at any place.
 
-Bases are read through pysam and samtools' index (.fai, and .gzi for bgzip). A handle of htslib keeps a position: each
-thread of each process has its own.
+samtools' index (.fai, and .gzi for bgzip) says where bases are; their bytes are read there and go to token ids in one
+pass. Each thread of each process has its own reader; bgzip's blocks that were unpacked last are there for all.
 """
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
-import pysam
 from numpy.typing import NDArray
 
 from genosparse.contigs import ContigMatcher, check_aliases, contig_not_found, read_aliases
 from genosparse.errors import FileFormatError, GenosparseError, IntervalError, SequenceError
 from genosparse.inputs import Closing
 from genosparse.intervals import Interval
-from genosparse.readers._htslib import PerThread, quiet_htslib
+from genosparse.readers._bgzf import KeptBlocks
+from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord
+from genosparse.readers._htslib import PerThread
+from genosparse.readers._lines import (
+    Layout,
+    address,
+    bases_of_bytes,
+    bases_of_file,
+    instruction_set,
+    letters_of_bytes,
+)
 from genosparse.readers.fasta_index import check_version, find_or_make_index
-from genosparse.tokenizers import ENCODE_TABLE, REFUSED, NucleotideTokenizer
+from genosparse.tokenizers import N, NucleotideTokenizer
 
 __all__ = ["Genome"]
 
 _TOKENIZER = NucleotideTokenizer()
-_NUCLEOTIDES = b"ACGTUNRYSWKMBDHVacgtunryswkmbdhv"
 _COMPLEMENT = bytes.maketrans(b"ACGTURYSWKMBDHVacgturyswkmbdhv", b"TGCAAYRSWMKVHDBtgcaayrswmkvhdb")
 _HEAD_BASES = 1000
 _SCAN_BASES = 1 << 22
-_MOST_POSITION = 2**31 - 1  # the last end that pysam takes
+# bgzip's unpacked blocks of all genomes of the process, 64 MB at the most: a bacterium's genome stays whole.
+_KEPT_BLOCKS = KeptBlocks(1024)
 
 
 class Genome(Closing):
@@ -42,7 +51,8 @@ class Genome(Closing):
 
     On a circular contig an interval whose end passes the contig's end goes on at its first base.
 
-    A genome can be used from several threads, after a fork, and pickled: it is opened again by its path.
+    A genome can be used from several threads, after a fork, and pickled: it is opened again by its path. Of bgzip's
+    blocks those unpacked last stay in memory, at most 64 MB for all genomes of a process.
 
     Args:
         path: The file.
@@ -81,10 +91,11 @@ class Genome(Closing):
             self.aliases = read_aliases(Path(aliases))
         found = find_or_make_index(self.path)
         self._files, self._version = found.files, found.version
-        self.contigs: dict[str, int] = found.contigs
+        self._records = found.records
+        self.contigs: dict[str, int] = {name: record.length for name, record in found.records.items()}
         self.circular: frozenset[str] = self._chosen_circular(circular, found.circular)
-        self._handles: PerThread[pysam.FastaFile] | None = PerThread(self._open)
-        self._handle()
+        self._handles: PerThread[_Reader] | None = PerThread(self._open)
+        self._reader()
         self.check_alphabet(most_bases=_HEAD_BASES, contigs=next(iter(self.contigs)))
 
     def _chosen_circular(self, circular: bool | str | Collection[str], said: Collection[str]) -> frozenset[str]:
@@ -94,29 +105,23 @@ class Genome(Closing):
         names = [circular] if isinstance(circular, str) else circular
         return frozenset(matcher.match(name) or self._require(name) for name in names)
 
-    def _handle(self) -> pysam.FastaFile:
-        """This thread's handle; opened where there is none, as after a fork, whose handle is the parent's."""
+    def _reader(self) -> "_Reader":
+        """This thread's reader; opened where there is none."""
         if self._handles is None:
             raise GenosparseError(f"{self.path} has been closed; open it again with Genome(path)")
         return self._handles.get()
 
-    def _forget(self) -> None:
-        if self._handles is not None:
-            self._handles.forget()
-
-    def _open(self) -> pysam.FastaFile:
-        gzi = self._files.gzi
-        with quiet_htslib():
-            try:
-                handle = pysam.FastaFile(str(self._files.fasta), str(self._files.fai), gzi and str(gzi))
-            except OSError:
-                check_version(self._files.fasta, self.path, self._version)
-                raise FileFormatError(
-                    f"{self.path} cannot be read with its index {self._files.fai}; start again, and it is made anew"
-                ) from None
+    def _open(self) -> "_Reader":
+        try:
+            source = FastaBytes(self._files, _KEPT_BLOCKS)
+        except (OSError, FileFormatError):
+            check_version(self._files.fasta, self.path, self._version)
+            raise FileFormatError(
+                f"{self.path} cannot be read with its index {self._files.fai}; start again, and it is made anew"
+            ) from None
         # After the opening: what was opened is then what was indexed.
         check_version(self._files.fasta, self.path, self._version)
-        return handle
+        return _Reader(source, self._records)
 
     def matcher(
         self, *, wanted_from: str = "the input", wanted_lengths: Mapping[str, int | None] | None = None
@@ -174,8 +179,8 @@ class Genome(Closing):
         """
         letters = self._letters(interval, pad)
         if interval.strand == "-":
-            return letters.encode().translate(_COMPLEMENT)[::-1].decode()
-        return letters
+            letters = letters.translate(_COMPLEMENT)[::-1]
+        return letters.decode("ascii")
 
     @overload
     def tokens(
@@ -206,24 +211,53 @@ class Genome(Closing):
             SequenceError: A letter that is no nucleotide code, named with contig and position.
             FileFormatError: The file is truncated or damaged.
         """
-        reverse = interval.strand == "-"
-        if not return_soft_mask:
-            # Through a bytearray, so that the array can be written to without a further copy.
-            tokens = np.frombuffer(bytearray(self._letters(interval, pad), "ascii").translate(ENCODE_TABLE), np.uint8)
-            if tokens.max() != REFUSED:
-                return _TOKENIZER.reverse_complement(tokens) if reverse else tokens
+        pieces = self._pieces(interval, pad)
+        tokens = np.empty(interval.end - interval.start, np.uint8)
+        soft_mask = np.empty(len(tokens), np.bool_) if return_soft_mask else None
+        if not self._fill(tokens, soft_mask, interval.contig, pieces):
+            tokens, found_mask = self._encoded(interval, pad)
+            soft_mask = None if soft_mask is None else found_mask
+        if interval.strand == "-":
+            tokens = _TOKENIZER.reverse_complement(tokens)
+            soft_mask = None if soft_mask is None else soft_mask[::-1].copy()
+        return tokens if soft_mask is None else (tokens, soft_mask)
+
+    def _fill(
+        self,
+        tokens: NDArray[np.uint8],
+        soft_mask: NDArray[np.bool_] | None,
+        contig: str,
+        pieces: Sequence[tuple[int, int]],
+    ) -> bool:
+        """Have native code write token ids of stretches of a contig one after the other, and N behind them.
+
+        Returns:
+            Whether it did; where not, ``_encoded`` does it, or says what is wrong.
+        """
+        reader = self._reader()
+        to_tokens, to_soft_mask = address(tokens), None if soft_mask is None else address(soft_mask)
+        filled = 0
+        for start, end in pieces:
+            mask = None if to_soft_mask is None else to_soft_mask + filled
+            if not reader.bases(contig, start, end, to_tokens + filled, mask):
+                return False
+            filled += end - start
+        if filled < len(tokens):
+            tokens[filled:] = N
+            if soft_mask is not None:
+                soft_mask[filled:] = False
+        return True
+
+    def _encoded(self, interval: Interval, pad: bool) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Token ids and soft mask of an interval on the plus strand, by way of its letters."""
         letters = self._letters(interval, pad)
         try:
-            tokens, soft_mask = _TOKENIZER.encode(
-                letters, return_soft_mask=True, contig=interval.contig, offset=interval.start
-            )
+            return _TOKENIZER.encode(letters, return_soft_mask=True, contig=interval.contig, offset=interval.start)
         except SequenceError as error:
             if self.wraps(interval):  # told by its place on the contig, whichever part it is in
-                length = self.contigs[interval.contig]
-                self.tokens(Interval(interval.contig, interval.start, length))
-                self.tokens(Interval(interval.contig, 0, interval.end - length))
+                for start, end in self._pieces(interval, pad):
+                    self._encoded(Interval(interval.contig, start, end), pad)
             raise SequenceError(f"{self.path}: {error}") from None
-        return (_TOKENIZER.reverse_complement(tokens), soft_mask[::-1].copy()) if reverse else (tokens, soft_mask)
 
     def check_alphabet(self, *, most_bases: int | None = None, contigs: str | list[str] | None = None) -> None:
         """Check that the genome holds nucleotide codes alone, at about the speed of reading it.
@@ -241,25 +275,23 @@ class Genome(Closing):
             self._require(contig)
             length = min(self.contigs[contig], self.contigs[contig] if most_bases is None else most_bases)
             for start in range(0, length, _SCAN_BASES):
-                interval = Interval(contig, start, min(length, start + _SCAN_BASES))
-                if self._letters(interval, pad=False).encode().translate(None, _NUCLEOTIDES):
-                    self.tokens(interval)
+                self.tokens(Interval(contig, start, min(length, start + _SCAN_BASES)))
 
     def _require(self, contig: str) -> str:
         if contig not in self.contigs:
             raise contig_not_found(contig, self.contigs, str(self.path))
         return contig
 
-    def _letters(self, interval: Interval, pad: bool) -> str:
-        """The letters of an interval on the plus strand, ASCII."""
+    def _pieces(self, interval: Interval, pad: bool) -> tuple[tuple[int, int], ...]:
+        """The stretches of its contig, one after the other, that an interval consists of; the rest of it is padding."""
         contig, start, end = interval.contig, interval.start, interval.end
         length = self.contigs.get(contig)
         if length is None:
             raise contig_not_found(contig, self.contigs, str(self.path))
         if end <= length:
-            return self._read(contig, start, end)
+            return ((start, end),)
         if self.wraps(interval):
-            return self._read(contig, start, length) + self._read(contig, 0, end - length)
+            return (start, length), (0, end - length)
         if contig in self.circular:
             raise IntervalError(
                 f"interval {interval} begins past the end of the circular contig {contig!r} ({length} bp) in "
@@ -270,31 +302,29 @@ class Genome(Closing):
                 f"interval {interval} reaches past the end of contig {contig!r} ({length} bp) in {self.path}; "
                 "shorten it, or pass pad=True to fill with N"
             )
-        letters = self._read(contig, start, length) if start < length else ""
-        return letters + "N" * (end - start - len(letters))
+        return ((start, length),) if start < length else ()
 
-    def _read(self, contig: str, start: int, end: int) -> str:
-        handle = self._handle()
+    def _letters(self, interval: Interval, pad: bool) -> bytearray:
+        """The letters of an interval on the plus strand, ASCII."""
+        letters = bytearray()
+        for start, end in self._pieces(interval, pad):
+            piece = self._read(interval.contig, start, end)
+            letters = letters + piece if letters else piece
+        missing = interval.end - interval.start - len(letters)
+        return letters + b"N" * missing if missing else letters
+
+    def _read(self, contig: str, start: int, end: int) -> bytearray:
+        reader = self._reader()
         try:
-            if self._files.gzi is None and contig.isascii():
-                letters = handle.fetch(contig, start, end)
-            else:
-                with quiet_htslib():
-                    letters = handle.fetch(contig, start, end)
-        except UnicodeDecodeError:
-            letters = ""
-        except (OSError, ValueError, LookupError, OverflowError):
-            if end > _MOST_POSITION:
-                raise IntervalError(
-                    f"{contig}:{start}-{end} of {self.path} reaches past {_MOST_POSITION}, the last position that can "
-                    "be read; split the contig"
-                ) from None
-            self._forget()  # an error stays with htslib's handle
+            letters = reader.letters(contig, start, end)
+        except (OSError, EOFError, OverflowError, FileFormatError):
+            if self._handles is not None:
+                self._handles.forget()  # the next one looks whether the file is still the same
             raise FileFormatError(
                 f"{self.path} is truncated or damaged: {contig}:{start}-{end} cannot be read; fetch or write it again"
             ) from None
-        # samtools indexes no file with bytes that are not ASCII, and htslib ends a sequence at a NUL.
-        if len(letters) != end - start or not letters.isascii() or "\n" in letters or ">" in letters:
+        # samtools indexes no file with bytes that are not ASCII.
+        if letters is None or not letters.isascii() or any(byte in letters for byte in b"\n>\0"):
             raise FileFormatError(f"{self.path} does not fit its index; delete the index, and it is made anew")
         return letters
 
@@ -317,3 +347,63 @@ class Genome(Closing):
         """Close the file; using the genome afterwards is an error."""
         # The handles go with the threads' references to them, so that none is closed while another thread reads.
         self._handles = None
+
+
+class _Reader:
+    """What a thread reads a genome with.
+
+    Args:
+        source: The file's bytes.
+        records: Where contigs are in them.
+    """
+
+    def __init__(self, source: FastaBytes, records: Mapping[str, FastaRecord]) -> None:
+        self._source, self._records = source, records
+        self._layouts: dict[str, Layout | None] = {}
+
+    def bases(
+        self,
+        contig: str,
+        start: int,
+        end: int,
+        tokens: int | None = None,
+        soft_mask: int | None = None,
+        letters: int | None = None,
+    ) -> bool:
+        """Have native code write bases to addresses, as ``bases_of_file`` has it."""
+        try:
+            layout = self._layouts[contig]
+        except KeyError:
+            layout = self._layouts[contig] = Layout.of(self._records[contig])
+        if layout is None or instruction_set() is None:
+            return False
+        if self._source.file is not None:
+            return bases_of_file(self._source.file, layout, start, end, tokens, soft_mask, letters)
+        try:
+            return bases_of_bytes(self._raw(contig, start, end), layout, start, end, tokens, soft_mask, letters)
+        except (OSError, EOFError, OverflowError, FileFormatError):
+            return False  # who asks for letters is told
+
+    def letters(self, contig: str, start: int, end: int) -> bytearray | None:
+        """Bases as they are in the file, whatever they are; None where line ends are not where they must be.
+
+        Raises:
+            OSError: They cannot be read.
+            EOFError: The file ends before them.
+            OverflowError: No file has such a place.
+            FileFormatError: bgzip's data are damaged, or its index is of another file.
+        """
+        letters = bytearray(end - start)
+        if self.bases(contig, start, end, letters=address(letters)):
+            return letters
+        return letters_of_bytes(self._raw(contig, start, end), self._records[contig], start)
+
+    def _raw(self, contig: str, start: int, end: int) -> bytearray:
+        """The bytes from one base to another."""
+        record = self._records[contig]
+        begin = record.byte_offset(start)
+        size = record.byte_offset(end - 1) + 1 - begin
+        raw = self._source.read(begin, size)
+        if len(raw) < size:
+            raise EOFError
+        return raw

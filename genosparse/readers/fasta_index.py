@@ -1,6 +1,6 @@
 """The index of a FASTA file: found, checked, or made.
 
-htslib trusts an index blindly, so each is checked here against the file before it is used.
+samtools and htslib trust an index blindly; here each is checked against the file before it is used.
 """
 
 import errno
@@ -9,12 +9,9 @@ import stat
 import tempfile
 import warnings
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
-import numpy as np
 import pysam
-from numpy.typing import NDArray
 
 from genosparse.errors import (
     FileFormatError,
@@ -22,10 +19,10 @@ from genosparse.errors import (
     GenosparseWarning,
     OutputError,
 )
-from genosparse.inputs import check_bgzf_end, check_input_file, is_bgzf, is_gzip
-from genosparse.readers._bgzf import BlockReader, DamagedBlockError
+from genosparse.inputs import Closing, check_bgzf_end, check_input_file, is_bgzf, is_gzip
 from genosparse.readers._cache import FileVersion, cache_stem, file_version
-from genosparse.readers._htslib import quiet_htslib, samtools
+from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord, IndexedFasta
+from genosparse.readers._htslib import samtools
 from genosparse.readers.fasta_copies import (
     EXPECTED,
     ROOM,
@@ -35,7 +32,7 @@ from genosparse.readers.fasta_copies import (
     sequence_format,
 )
 
-__all__ = ["FoundFasta", "IndexedFasta", "check_version", "find_or_make_index"]
+__all__ = ["FoundFasta", "check_version", "find_or_make_index"]
 
 _NUM_RECORDS_SAMPLED = 64
 _MOST_HEADER_BYTES = 1 << 20
@@ -46,47 +43,21 @@ class _LayoutError(FileFormatError):
     """A FASTA file has lines that samtools' index cannot describe."""
 
 
-class IndexedFasta(NamedTuple):
-    """A FASTA file and its index; ``gzi`` where it is compressed by bgzip."""
-
-    fasta: Path
-    fai: Path
-    gzi: Path | None
-
-
 class FoundFasta(NamedTuple):
-    """A FASTA file that can be read at any place, its contigs' lengths, and which are said to be circular."""
+    """A FASTA file that can be read at any place, where its contigs are, and which are said to be circular."""
 
     files: IndexedFasta
     version: FileVersion
-    contigs: dict[str, int]
+    records: dict[str, FastaRecord]
     circular: frozenset[str] = frozenset()
 
 
-class _Record(NamedTuple):
-    """A line of a .fai file, without the name."""
-
-    length: int
-    offset: int
-    line_bases: int
-    line_width: int
-
-    def byte_offset(self, position0: int) -> int:
-        return self.offset + position0 // self.line_bases * self.line_width + position0 % self.line_bases
-
-    @property
-    def end_offset(self) -> int:
-        """The byte after the last base."""
-        return self.byte_offset(self.length - 1) + 1
-
-
-class _RawBytes:
-    """The (uncompressed) bytes of an indexed file, line ends and headers included, in pieces; a context manager."""
+class _Source(Closing):
+    """An indexed file's bytes, in pieces."""
 
     def __init__(self, index: IndexedFasta, name: Path) -> None:
         self._name = name
-        self._starts = None if index.gzi is None else _read_gzi(index.gzi)
-        self._stream = index.fasta.open("rb") if index.gzi is None else BlockReader(index.fasta)
+        self._bytes = FastaBytes(index)
         self._offset, self._piece = 0, b""
 
     def read(self, offset: int, size: int) -> bytes:
@@ -97,29 +68,13 @@ class _RawBytes:
             self._offset = max(0, offset - 1)
             begin = offset - self._offset
             try:
-                self._stream.seek(self._place(self._offset))
-                self._piece = self._stream.read(max(begin + size, _PIECE_BYTES))
-            except (OSError, OverflowError, DamagedBlockError):
+                self._piece = bytes(self._bytes.read(self._offset, max(begin + size, _PIECE_BYTES)))
+            except (OSError, OverflowError, FileFormatError):
                 raise FileFormatError(f"{self._name} is damaged or does not fit its index") from None
         return self._piece[begin : begin + size]
 
-    def _place(self, offset: int) -> int:
-        """Where to seek for a byte: bgzip counts in the file's bytes times 65,536, plus the byte within the block."""
-        if self._starts is None:
-            return offset
-        block = int(np.searchsorted(self._starts[:, 1], offset, side="right")) - 1
-        compressed, start = self._starts[block].tolist()
-        if offset - start >= 1 << 16:
-            raise FileFormatError(f"{self._name} does not fit its bgzip index")
-        return (compressed << 16) + offset - start
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._stream.close()
+    def close(self) -> None:
+        self._bytes.close()
 
 
 def check_version(fasta: Path, name: Path, version: FileVersion) -> None:
@@ -161,7 +116,7 @@ def _find_or_build(fasta: Path, path: Path, *, compressed: bool) -> FoundFasta:
     cached = _index_at(fasta, cache_stem(fasta, ROOM), compressed)
     for found in (beside, cached):
         if (records := _usable_records(found, path)) is not None:
-            return FoundFasta(found, version, _lengths(records))
+            return FoundFasta(found, version, records)
     reason = None
     for wanted in (beside, cached):
         folder = wanted.fai.parent
@@ -177,22 +132,18 @@ def _find_or_build(fasta: Path, path: Path, *, compressed: bool) -> FoundFasta:
                 raise
             reason = error.strerror
         else:
-            return FoundFasta(wanted, version, _lengths(records))
+            return FoundFasta(wanted, version, records)
     raise OutputError(
         f"the index of {path} can be written neither beside it nor in {cached.fai.parent} ({reason}); "
         "set XDG_CACHE_HOME to a folder that can be written"
     )
 
 
-def _lengths(records: dict[str, _Record]) -> dict[str, int]:
-    return {name: record.length for name, record in records.items()}
-
-
 def _index_at(fasta: Path, stem: Path, compressed: bool) -> IndexedFasta:
     return IndexedFasta(fasta, Path(f"{stem}.fai"), Path(f"{stem}.gzi") if compressed else None)
 
 
-def _usable_records(index: IndexedFasta, name: Path) -> dict[str, _Record] | None:
+def _usable_records(index: IndexedFasta, name: Path) -> dict[str, FastaRecord] | None:
     """The records of an index that exists, is not older than its FASTA file and fits it at a sample of its records."""
     parts = [index.fai] if index.gzi is None else [index.fai, index.gzi]
     try:
@@ -206,7 +157,7 @@ def _usable_records(index: IndexedFasta, name: Path) -> dict[str, _Record] | Non
         return None
 
 
-def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: IndexedFasta) -> dict[str, _Record]:
+def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: IndexedFasta) -> dict[str, FastaRecord]:
     """Index ``index.fasta`` in ``workspace``, check every record, and move the result into its place."""
     made = _index_at(index.fasta, workspace / "index", index.gzi is not None)
     options = ["--fai-idx", str(made.fai)] + (["--gzi-idx", str(made.gzi)] if made.gzi else [])
@@ -234,32 +185,21 @@ def _build_index(index: IndexedFasta, workspace: Path, name: Path, outdated: Ind
 _FAI_LINE = re.compile(r"([^\t\n]*)\t([0-9]{1,18})\t([0-9]{1,18})\t([0-9]{1,18})\t([0-9]{1,18})")
 
 
-def _read_fai(fai: Path) -> dict[str, _Record]:
-    records: dict[str, _Record] = {}
+def _read_fai(fai: Path) -> dict[str, FastaRecord]:
+    records: dict[str, FastaRecord] = {}
     text = fai.read_text(encoding="utf-8", errors="surrogateescape")
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         match = _FAI_LINE.fullmatch(line)
         if match is None or match[1] in records:
             raise FileFormatError(f"{fai}, line {number} is not a line of a FASTA index")
-        record = _Record(int(match[2]), int(match[3]), int(match[4]), int(match[5]))
+        record = FastaRecord(int(match[2]), int(match[3]), int(match[4]), int(match[5]))
         if not (record.length and 0 < record.line_bases <= record.line_width):
             raise FileFormatError(f"{fai}, line {number} has no bases")
         records[match[1]] = record
     return records
 
 
-def _read_gzi(gzi: Path) -> NDArray[np.int64]:
-    """Compressed and uncompressed offsets of the blocks ``[num_blocks, 2]``, with the first, which the file omits."""
-    numbers = np.frombuffer(gzi.read_bytes()[: gzi.stat().st_size // 8 * 8], "<u8").astype(np.int64)
-    if not len(numbers) or len(numbers) != 1 + 2 * numbers[0]:
-        raise FileFormatError(f"{gzi} is not a bgzip index")
-    starts = np.concatenate([np.zeros((1, 2), np.int64), numbers[1:].reshape(-1, 2)])
-    if (np.diff(starts[:, 0]) <= 0).any() or (np.diff(starts[:, 1]) < 0).any():
-        raise FileFormatError(f"{gzi} is not in order")
-    return starts
-
-
-def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> dict[str, _Record]:
+def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> dict[str, FastaRecord]:
     """Check that before each record of an index stands its own header line, and after the last one nothing.
 
     htslib reads past the end, and past a second record of the same name, without a word.
@@ -267,7 +207,7 @@ def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> d
     by_name = _read_fai(index.fai)
     records = sorted(by_name.items(), key=lambda item: item[1].offset)
     step = 1 if most_records is None else -(-len(records) // most_records)
-    with quiet_htslib(), _RawBytes(index, name) as source:
+    with _Source(index, name) as source:
         for number in [*range(0, len(records), step), len(records)]:
             begin = records[number - 1][1].end_offset if number else 0
             if number < len(records):
@@ -286,7 +226,7 @@ def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> d
     return by_name
 
 
-def _check_between(between: bytes, contig: str | None, records: dict[str, _Record], name: Path) -> None:
+def _check_between(between: bytes, contig: str | None, records: dict[str, FastaRecord], name: Path) -> None:
     headers: list[str] = []
     for line in between.split(b"\n"):
         if not line.strip():
@@ -305,7 +245,7 @@ def _check_between(between: bytes, contig: str | None, records: dict[str, _Recor
         raise FileFormatError(f"{name} has a record without a name: a line that is only '>'")
 
 
-def _check_line_end(source: _RawBytes, record: _Record, contig: str, name: Path) -> None:
+def _check_line_end(source: _Source, record: FastaRecord, contig: str, name: Path) -> None:
     line_end = source.read(record.offset + record.line_bases, record.line_width - record.line_bases)
     if line_end.strip() or (record.length > record.line_bases and not line_end.endswith(b"\n")):
         raise _LayoutError(f"{name}: the lines of contig {contig!r} hold blanks or other bytes that are no letters")

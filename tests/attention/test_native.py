@@ -433,7 +433,7 @@ def sanitized_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build = ["setup.py", "-q", "build_ext", "--build-lib", str(folder / "lib"), "--build-temp", str(folder / "temp")]
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, *build], cwd=root, env={**os.environ, **options}, check=True)
-    (library,) = (folder / "lib").rglob("_native*")
+    (library,) = (folder / "lib/genosparse/attention/cpu").glob("_native*")
     return library
 
 

@@ -1,6 +1,8 @@
 """The suite ``readers``: what it measures, beside whom, and what it refuses."""
 
+import dataclasses
 import gzip
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import genosparse as gs
 from genosparse import example_data
 from genosparse.benchmarking import readers
 from genosparse.benchmarking.readers import ReaderSuite
-from genosparse.errors import ConfigError, GenosparseWarning
+from genosparse.cli import main
+from genosparse.errors import ConfigError, FileFormatError, GenosparseWarning
 
 
 @pytest.fixture
@@ -77,15 +80,36 @@ def test_what_cannot_be_measured_is_refused(suite: ReaderSuite, genome: Path, tm
         ReaderSuite(str(genome), suite.variants, lengths=(50_000,))
     squeezed = tmp_path / "genome.fa.gz"
     squeezed.write_bytes(gzip.compress(genome.read_bytes()))
-    with pytest.warns(GenosparseWarning, match="ordinary gzip"):
-        of_gzip = ReaderSuite(str(squeezed), suite.variants, lengths=(60,))
-    with pytest.raises(ConfigError, match="convert it first"):
-        of_gzip.measure(of_gzip.units()[0], [])
+    with (
+        pytest.warns(GenosparseWarning, match="ordinary gzip"),
+        pytest.raises(ConfigError, match="convert it first"),
+    ):
+        ReaderSuite(str(squeezed), suite.variants, lengths=(60,))
     bam = readers._make_alignments(tmp_path / "reads.bam", str(genome), seed=3)
+    ReaderSuite(str(genome), suite.variants, str(bam), lengths=(60,))
     Path(f"{bam}.bai").unlink()
-    without_index = ReaderSuite(str(genome), suite.variants, str(bam), lengths=(60,))
     with pytest.raises(ConfigError, match=r"has no index.*samtools index"):
-        without_index.measure(without_index.units()[-1], [])
+        ReaderSuite(str(genome), suite.variants, str(bam), lengths=(60,))
+    for files in ((suite.variants, str(genome)), (str(genome), str(bam))):
+        with pytest.raises(FileFormatError, match=r"genome\.fa"):
+            ReaderSuite(str(genome), *files, lengths=(60,))
+
+
+def test_mistaken_files_leave_no_run(suite: ReaderSuite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_dir, wrong = tmp_path / "run", tmp_path / "reads.bam"
+    wrong.write_text("reads\n")
+    files = [f"genome={suite.genome}", f"variants={suite.variants}", f"alignments={wrong}", "lengths=[60]"]
+    assert main(["benchmark", "suite=readers", *files, f"run_dir={run_dir}", "device=cpu"]) == 2
+    assert "reads.bam" in capsys.readouterr().err
+    assert not run_dir.exists()
+
+
+def test_a_reader_is_stopped_within_a_run(suite: ReaderSuite) -> None:
+    """Biopython goes through the whole file for each window."""
+    hurried = dataclasses.replace(suite, max_seconds=1e-9)
+    rows = {row["implementation"]: row for row in hurried.measure(hurried.units()[0], [])}
+    assert rows["biopython + Python's dict"]["status"] == "stopped"
+    assert re.fullmatch(r"1 of \d+ windows took \S+ s", rows["biopython + Python's dict"]["note"])
 
 
 @pytest.mark.realdata

@@ -7,6 +7,7 @@ from genosparse.attention import SparsePattern, sparse_attention
 from genosparse.attention.api import default_backend
 from genosparse.attention.cpu import native
 from genosparse.cli import main
+from genosparse.readers import _lines
 
 
 def test_says_versions_processor_and_the_backend_of_each_dtype(capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,6 +18,7 @@ def test_says_versions_processor_and_the_backend_of_each_dtype(capsys: pytest.Ca
         named[name] = value.strip()
     assert named["torch"] == torch.__version__
     assert named["native kernels"]
+    assert named["native FASTA"] in (_lines.instruction_set(), f"none, numpy serves: {_lines.why_not()}")
     for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         backend = named[f"{str(dtype).removeprefix('torch.')} on cpu"].split(" ")[0]
         assert backend == default_backend(dtype, torch.device("cpu"))
@@ -35,6 +37,13 @@ def test_says_why_there_are_no_native_kernels(
     out = capsys.readouterr().out
     assert "  none: cpu-native is not built: the package was installed without a C compiler" in out
     assert "float32 on cpu   cpu-aten\n" in out
+
+
+def test_says_why_numpy_serves_fasta(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(_lines, "_functions", {})
+    monkeypatch.setattr(_lines, "_chosen", None)
+    assert main(["info"]) == 0
+    assert "  none, numpy serves: the package was installed without a C compiler" in capsys.readouterr().out
 
 
 def test_has_no_settings(capsys: pytest.CaptureFixture[str]) -> None:

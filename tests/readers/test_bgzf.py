@@ -9,7 +9,7 @@ from crafted_bam import bgzf_block, pack_bgzf
 
 from genosparse.errors import GenosparseError, InputFileNotFoundError
 from genosparse.inputs import BGZF_EOF
-from genosparse.readers._bgzf import BlockReader, DamagedBlockError, damaged_block
+from genosparse.readers._bgzf import BlockReader, DamagedBlockError, KeptBlocks, damaged_block
 
 DATA = np.random.default_rng(0).integers(0, 60, 300_000, dtype=np.uint8).tobytes()
 SIZES = [1, 65_536, 0, 70, 40_000, 65_280, 129, 0, 30_000, 98_984]  # 0: an empty block; the last one fills two
@@ -48,6 +48,30 @@ def test_lines(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(pack_bgzf(b"\n".join(lines)))
     with BlockReader(tmp_path / "x.gz") as stream:
         assert [stream.read_line() for _ in range(7)] == [*lines, None]
+
+
+def test_readers_share_blocks_of_one_version_of_a_file(path: Path) -> None:
+    kept = KeptBlocks(100)
+    with BlockReader(path, kept) as first, BlockReader(path, kept) as second:
+        assert first.read(1 << 30) == DATA
+        path.write_bytes(pack_bgzf(DATA[:1_000]).ljust(path.stat().st_size, b"\0"))
+        assert second.read(len(DATA)) == DATA  # from what the first one unpacked: the file has it no longer
+    with BlockReader(path, kept) as third:
+        assert third.read(1_000) == DATA[:1_000]
+        with pytest.raises(DamagedBlockError):
+            third.read(1)
+
+
+def test_blocks_used_last_stay(path: Path) -> None:
+    kept = KeptBlocks(3)
+    for number in range(3):
+        kept.put(number, (b"x", number))
+    assert kept.get(0) == (b"x", 0)
+    kept.put(3, (b"y", 3))
+    assert [kept.get(number) is not None for number in range(4)] == [True, False, True, True]
+    with BlockReader(path, kept) as stream:
+        assert stream.read(1 << 30) == DATA
+    assert len(kept) == 3
 
 
 def test_nothing_is_unpacked_behind_an_end(path: Path) -> None:

@@ -185,18 +185,22 @@ def test_a_closed_genome_says_so(small_fasta):
         genome.fetch(Interval("two", 0, 1))
 
 
-def test_a_position_beyond_32_bits_is_an_error(tmp_path):
+def test_positions_beyond_32_bits(tmp_path):
     path = tmp_path / "x.fa"
-    length = 2**31 + 100
+    length = 2**33 + 100
     with path.open("wb") as stream:
         stream.write(b">a\n" + b"ACGT" * 500)
-        stream.truncate(length + 3)  # a hole, which takes no space
+        for position0 in (2**31 - 10, 2**33 + 80):
+            stream.seek(3 + position0)
+            stream.write(b"ACGTN" * 4)  # with holes between, which take no space
     Path(f"{path}.fai").write_text(f"a\t{length}\t3\t{length}\t{length}\n")
     genome = Genome(path)
     assert genome.fetch(Interval("a", 1000, 1004)) == "ACGT"
-    for start in (2**31 - 10, 2**31 + 10):
-        with pytest.raises(IntervalError, match=r"reaches past 2147483647, the last position that can be read"):
-            genome.tokens(Interval("a", start, 2**31 + 20))
+    for start in (2**31 - 10, 2**33 + 80):
+        assert genome.fetch(Interval("a", start + 5, start + 20)) == "ACGTN" * 3
+        assert genome.tokens(Interval("a", start, start + 5)).tolist() == [1, 2, 4, 8, 15]
+    with pytest.raises(FileFormatError, match="does not fit its index"):
+        genome.tokens(Interval("a", 2**32, 2**32 + 10))
 
 
 def test_a_damaged_block_is_named(large_bgzip, capfd):
