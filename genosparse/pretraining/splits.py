@@ -38,8 +38,9 @@ class Span:
 class ValidationBlocks:
     """Hold out a fraction as blocks at random places of each contig, in place of its last part.
 
-    Each contig is cut into equal cells, with one block at a random place in each: as many that the fraction (up
-    to a half) is held out on average, whatever the contigs' lengths. A contig shorter than a block is held out whole, or not at all.
+    Each contig is cut into equal cells, with one block at a random place in each: as many that the fraction (up to a
+    half) is held out on average, whatever the contigs' lengths. A contig shorter than a block is held out whole, or
+    not at all.
 
     Args:
         size: Bases of a block.

@@ -1,6 +1,8 @@
 """Blocks, whole genomes, and how often each genome is drawn from."""
 
 import pickle
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -258,3 +260,41 @@ def test_workers_share_what_is_mapped(tmp_path: Path, start: str) -> None:
     for batch, indices in zip(batches, ((0, 7), (10**9, 1)), strict=True):
         for row, index in enumerate(indices):
             assert all(part[row].equal(alone) for part, alone in zip(batch, examples[index], strict=True))
+
+
+_MEMORY_PROGRAM = """
+import sys, numpy as np
+from pathlib import Path
+from genosparse.pretraining import Corpus
+from genosparse.readers import Genome, read_tokens
+
+def megabytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) / 1024
+
+before, most = megabytes(), 0
+genome = Genome(sys.argv[1])
+for _ in range(2):  # made, then found
+    tokens = read_tokens(genome, Path(sys.argv[2]) if sys.argv[2] else None)
+    corpus = Corpus([genome], validation=0.1, context=1024, tokens=[tokens])
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        corpus.draw(random)
+    most = max(most, megabytes())
+print(most - before)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_genome(tmp_path: Path) -> None:
+    """120 Mb: 130 MB and more in memory, and next to none of the process's own with the cache."""
+    letters = "".join(np.random.default_rng(0).choice(list("ACGT"), 1_000_000).tolist())
+    with (tmp_path / "large.fa").open("w") as file:
+        for number in range(3):
+            file.write(f">{number}\n" + letters * 40 + "\n")
+    grown = {}
+    for cache in ("", tmp_path / "cache"):
+        command = [sys.executable, "-c", _MEMORY_PROGRAM, tmp_path / "large.fa", cache]
+        grown[bool(cache)] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert grown[False] > 130
+    assert grown[True] < 40
