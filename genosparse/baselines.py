@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genosparse.tokenizers import PAD
 
-__all__ = ["MAX_FLANK", "BaseCounts", "flanks", "kmer_baselines"]
+__all__ = ["MAX_FLANK", "BaseCounts", "flanks", "joined", "kmer_baselines"]
 
 # Orders of the interpolated model are 0 to MAX_FLANK flanking bases each side.
 MAX_FLANK = 8
@@ -98,7 +98,7 @@ def _keys(bases: NDArray[np.uint8], flank: int) -> NDArray[np.int64]:
     return key[known]
 
 
-def _joined(sequences: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
+def joined(sequences: Iterable[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint8]]:
     """Put short sequences together, an unknown base after each, so that 100,000 contigs cost no more than one."""
     short: list[NDArray[np.uint8]] = []
     size = 0
@@ -142,7 +142,7 @@ def kmer_baselines(training: Sequence[NDArray[np.uint8]], contexts: NDArray[np.u
     interpolated = np.full((len(truth), 4), 0.25)
     for flank in range(MAX_FLANK + 1):
         table = BaseCounts(contexts, flank)
-        for tokens in _joined(training):
+        for tokens in joined(training):
             table.add(tokens)
         counts, _ = table.counts()
         totals = counts.sum(axis=1, keepdims=True)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +19,7 @@ import genosparse
 from genosparse.channels import CHANNELS
 from genosparse.encoder import Encoder, EncoderConfig
 from genosparse.encoder.channels import notice_without_alignments
-from genosparse.errors import ConfigError
+from genosparse.errors import ConfigError, GenosparseWarning
 from genosparse.intervals import Interval, read_bed
 from genosparse.loggers import LOGGERS, CsvTable, Logger, open_logger
 from genosparse.outputs import atomic_output, fingerprint, holds_run, open_run
@@ -29,16 +30,19 @@ from genosparse.pretraining import (
     HeldOut,
     MaskingSettings,
     ReadCorpus,
+    Sampling,
     TrainerSettings,
     TrainingResult,
+    ValidationBlocks,
     evaluate,
     model_card,
     train,
 )
+from genosparse.pretraining.leakage import KMER, Leakage, leakage
 from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
 from genosparse.pretraining.masking import MaskedWindows
 from genosparse.pretraining.windows import WindowSource
-from genosparse.readers import Alignments, Genome, GenomeChannels, ReadFilters
+from genosparse.readers import Alignments, Genome, GenomeChannels, ReadFilters, default_token_cache, read_tokens
 
 __all__ = ["main"]
 
@@ -51,6 +55,8 @@ CURVE_FILE = "loss_curve.png"
 _BED_KEYS = ("data.regions", "data.exclude")
 _PATHS = (
     "data.genome",
+    "data.validation_genomes",
+    "data.cache",
     "data.aliases",
     "data.reads",
     "data.alignments",
@@ -61,6 +67,8 @@ _PATHS = (
 )
 # Channels of a genome are kept where they take no more than this, in each process: six million positions of all.
 _CHANNEL_CACHE_BYTES = 1 << 28
+# Held-out figures tell little of new sequence where more of it than this was seen. Repeats alone make some per cent.
+_MOST_LEAKAGE = 0.2
 
 
 @app.pipeline("pretrain", paths=_PATHS)
@@ -75,6 +83,7 @@ def main(config: DictConfig) -> None:
     masking = _settings(MaskingSettings, config.data.masking, "data.masking")
     app.choice(config, "logger", LOGGERS)
     overwrite = app.flag(config, "overwrite")
+    checks_leak = app.flag(config, "data.leak_check")
     context = app.integer(config, "data.context", minimum=1)
     run_dir = Path(app.path(config, "run_dir"))
 
@@ -89,12 +98,20 @@ def main(config: DictConfig) -> None:
         )
     paths, reads = _sources(config)
     alignments = _alignments(config, len(paths))
+    held_out_paths = _validation_genomes(config)
     reads_and_reference = app.alignments_inputs(
         config, [*reads, *(path for path in alignments if path is not None)], "data."
     )
     beds = {key: app.path(config, key) for key in _BED_KEYS if OmegaConf.select(config, key) is not None}
     intervals = {key: list(read_bed(path)) for key, path in beds.items()}
     checksums = [fingerprint(path) for path in paths]
+    held_out_checksums = [fingerprint(path) for path in held_out_paths]
+    for path, checksum in zip(held_out_paths, held_out_checksums, strict=True):
+        if checksum in checksums:
+            raise ConfigError(
+                f"{path} of data.validation_genomes is {paths[checksums.index(checksum)]} of data.genome too; take it "
+                "out of one of them"
+            )
     options = app.genome_options(config, "data.")
     identity = {
         "pipeline": "pretrain",
@@ -104,6 +121,7 @@ def main(config: DictConfig) -> None:
         "precision": precision,
         "start": encoder.fingerprint(),
         "genome": checksums,
+        "validation_genomes": held_out_checksums,
         "data": _contents(config.data, aside=_DATA_ASIDE),
         "aliases": options["aliases"] and fingerprint(options["aliases"]),
         "reads": app.alignments_identity(config, reads, "data."),
@@ -120,6 +138,7 @@ def main(config: DictConfig) -> None:
         return
     inputs = [
         *paths,
+        *held_out_paths,
         *reads_and_reference,
         *beds.values(),
         *([options["aliases"]] if options["aliases"] else []),
@@ -132,17 +151,29 @@ def main(config: DictConfig) -> None:
             corpus, data = _read_reads(config, encoder, reads, identity, context, is_trained=is_trained)
         else:
             corpus, data = _read_genomes(
-                opened, config, encoder, paths, alignments, identity, intervals, context, is_trained=is_trained
+                opened,
+                config,
+                encoder,
+                paths,
+                held_out_paths,
+                alignments,
+                identity,
+                intervals,
+                context,
+                is_trained=is_trained,
             )
         if corpus is not None:
             context = config.data.context = corpus.context  # of reads it may be less
         held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
         opened.enter_context(open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs))
         if corpus is None or held_out is None:
-            _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None)
+            _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None, None)
             print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
             return
         encoder.to(runtime.device)
+        leak = leakage(corpus) if checks_leak else None
+        if leak is not None:
+            _tell_leak(leak, held_out, is_of_reads=bool(reads))
         baselines = held_out.baselines() if held_out.num_sites else {}
         examples = MaskedWindows(corpus, masking, runtime.seed)
         with ExitStack() as stack:
@@ -172,12 +203,22 @@ def main(config: DictConfig) -> None:
             batch_windows = settings.windows_per_pass(context)
             metrics = _final_metrics(encoder, held_out, batch_windows, precision) if held_out.num_sites else {}
             loggers[0].summarize({**metrics, **{f"baseline_{name}": value for name, value in baselines.items()}})
+            if leak is not None:
+                loggers[0].summarize({"leak_share": leak.share})
         table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=result.step)
-        _finish(run_dir, encoder, config, data, settings, result, held_out, metrics, baselines, table)
+        _finish(run_dir, encoder, config, data, settings, result, held_out, metrics, baselines, leak, table)
     _report(run_dir, metrics, baselines, held_out)
 
 
-_DATA_ASIDE = ("genome", "reads", "aliases", "alignments", "reference", "filters", "regions", "exclude")
+_DATA_ASIDE = (
+    "genome", "reads", "aliases", "alignments", "reference", "filters", "regions", "exclude", "cache",
+    "validation_genomes",
+)  # fmt: skip
+# What is of genomes, and not of reads.
+_GENOME_KEYS = (
+    "alignments", "regions", "exclude", "circular", "aliases", "cache", "weights", "validation_blocks",
+    "validation_gap", "validation_genomes",
+)  # fmt: skip
 _OWNED = ("model", METRICS_FILE, TABLE_FILE, CURVE_FILE, CHECKPOINT, "wandb", "wandb-id")
 
 
@@ -192,8 +233,11 @@ def _sources(config: DictConfig) -> tuple[list[str], list[str]]:
         )
     if given == ["genome"]:
         return app.paths(config, "data.genome"), []
-    for key in ("data.alignments", "data.regions", "data.exclude", "data.circular", "data.aliases"):
-        if OmegaConf.select(config, key):
+    for key in _GENOME_KEYS:
+        if config.data[key]:
+            raise ConfigError(f"data.{key} is of genomes, and data.reads= has none; leave it out, or give data.genome=")
+    for key in ("data.sampling", "data.validation_seed"):
+        if app.is_given(key):
             raise ConfigError(f"{key} is of genomes, and data.reads= has none; leave it out, or give data.genome=")
     filters = app.read_filters(config, "data.filters")
     if filters.max_depth is not None or filters.count_overlaps:
@@ -261,11 +305,57 @@ def _alignments(config: DictConfig, num_genomes: int) -> list[str | None]:
     return [None if path is None else app.path(config, key) for path, key in zip(value, keys, strict=True)]
 
 
+def _validation_genomes(config: DictConfig) -> list[str]:
+    """Genomes that are held out whole. ``data.validation`` holds out nothing then, unless it was asked to as well."""
+    if config.data.validation_genomes is None:
+        return []
+    if app.is_given("data.validation") and config.data.validation:
+        raise ConfigError(
+            f"data.validation={config.data.validation} and data.validation_genomes both say what is held out; give one"
+        )
+    if config.data.alignments is not None:
+        raise ConfigError(
+            "data.validation_genomes have no alignments, and data.alignments= gives some of the others; hold out "
+            "contigs or a fraction by data.validation= instead"
+        )
+    config.data.validation = None
+    return app.paths(config, "data.validation_genomes")
+
+
+def _validation_blocks(config: DictConfig) -> ValidationBlocks | None:
+    """Where a fraction is held out, as ``data.validation_blocks`` says; None for the last part of each contig."""
+    data = config.data
+    if data.validation_blocks is None:
+        for key in ("data.validation_gap", "data.validation_seed"):
+            if app.is_given(key) and OmegaConf.select(config, key) is not None:
+                raise ConfigError(f"{key} is of data.validation_blocks, which is not given; leave it out, or give both")
+        return None
+    gap = {} if data.validation_gap is None else {"gap": data.validation_gap}
+    return ValidationBlocks(size=data.validation_blocks, seed=data.validation_seed, **gap)
+
+
+def _sampling(config: DictConfig) -> Sampling:
+    weights = config.data.weights
+    if weights is not None and not isinstance(weights, ListConfig):
+        raise ConfigError(f"data.weights={weights}: expected a number for each genome, as [2,1]")
+    return Sampling(by=str(config.data.sampling), weights=None if weights is None else tuple(weights))
+
+
+def _token_cache(config: DictConfig) -> Path | None:
+    """The folder for token ids; None to keep them in memory."""
+    if config.data.cache is None:
+        return default_token_cache()
+    if config.data.cache in ("off", False):  # a YAML file's off is False
+        return None
+    return Path(app.path(config, "data.cache"))
+
+
 def _read_genomes(
     opened: ExitStack,
     config: DictConfig,
     encoder: Encoder,
     paths: Sequence[str],
+    held_out_paths: Sequence[str],
     alignments: Sequence[str | None],
     identity: Mapping[str, Any],
     intervals: Mapping[str, list[Interval]],
@@ -277,10 +367,17 @@ def _read_genomes(
 
     ``opened`` keeps open what windows are read from.
     """
-    genomes = [opened.enter_context(each) for each in _open_genomes(paths, **app.genome_options(config, "data."))]
+    blocks, sampling, cache = _validation_blocks(config), _sampling(config), _token_cache(config)
+    options = app.genome_options(config, "data.")
+    genomes = [opened.enter_context(each) for each in _open_genomes(paths, **options)]
     lines = [
         f"{Path(path).name}: {sum(genome.contigs.values()):,} bases ({_checksum(checksum)})"
         for path, genome, checksum in zip(paths, genomes, identity["genome"], strict=True)
+    ]
+    apart = [opened.enter_context(each) for each in _open_genomes(held_out_paths, False, options["aliases"])]
+    lines += [
+        f"{Path(path).name}: {sum(genome.contigs.values()):,} bases, held out ({_checksum(checksum)})"
+        for path, genome, checksum in zip(held_out_paths, apart, identity["validation_genomes"], strict=True)
     ]
     channels: list[GenomeChannels | None] = []
     if any(alignments):
@@ -298,14 +395,21 @@ def _read_genomes(
         lines.append(f"reads and bases of alignments that count: {_told(filters)}")
     if not is_trained:
         return None, lines
+    checksums = [*identity["genome"], *identity["validation_genomes"]]
     corpus = Corpus(
         genomes,
         validation=_validation(config),
+        validation_blocks=blocks,
+        validation_genomes=apart,
         context=context,
         regions=intervals.get("data.regions"),
         exclude=intervals.get("data.exclude", ()),
         max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
+        sampling=sampling,
         channels=channels,
+        tokens=[
+            read_tokens(genome, cache, checksum) for genome, checksum in zip([*genomes, *apart], checksums, strict=True)
+        ],
     )
     return corpus, lines
 
@@ -336,16 +440,21 @@ def _told(filters: ReadFilters) -> str:
 
 
 def _open_genomes(paths: Sequence[str], circular: bool | list[str], aliases: str | None) -> Iterator[Genome]:
-    """Open genomes, each with those of the circular contigs that it has."""
+    """Open genomes, each with those of the circular contigs that it has, and rest them: there may be hundreds."""
     if isinstance(circular, bool) or len(paths) == 1:
-        yield from (Genome(path, circular=circular, aliases=aliases) for path in paths)
+        for path in paths:
+            genome = Genome(path, circular=circular, aliases=aliases)
+            genome.rest()
+            yield genome
         return
     missing = set(circular)
     for path in paths:
         with Genome(path, aliases=aliases) as genome:
             there = [name for name in circular if genome.matcher().find(name) is not None]
         missing -= set(there)
-        yield Genome(path, circular=there, aliases=aliases)
+        genome = Genome(path, circular=there, aliases=aliases)
+        genome.rest()
+        yield genome
     if missing:
         raise ConfigError(f"data.circular names contig {min(missing)!r}, which no genome has; check its spelling")
 
@@ -395,6 +504,39 @@ def _validation(config: DictConfig) -> float | list[str] | None:
     return value
 
 
+def _tell_leak(leak: Leakage, held_out: HeldOut, *, is_of_reads: bool) -> None:
+    print(f"held out: {held_out.num_bases:,} bases; {leak}", flush=True)  # noqa: T201
+    if leak.share > _MOST_LEAKAGE and not is_of_reads:  # of reads, which overlap, the card says so anyway
+        warnings.warn(
+            f"{leak.share:.0%} of the held-out {KMER}-mers are in the training sequence too, so that held-out figures "
+            "say little of new sequence; hold out other contigs, or a genome that is further away by "
+            "data.validation_genomes=",
+            GenosparseWarning,
+            stacklevel=2,
+        )
+
+
+def _told_validation(config: DictConfig, leak: Leakage | None) -> str:
+    """What was held out, for the card."""
+    data, validation = config.data, config.data.validation
+    if data.reads is not None:
+        told = f"{validation or 0:.3g} of the reads, by a hash of their names; reads of one place may be on both sides"
+    elif data.validation_genomes is not None:
+        told = "whole genomes, " + ", ".join(Path(path).name for path in app.paths(config, "data.validation_genomes"))
+    elif isinstance(validation, ListConfig):
+        told = "contigs " + ", ".join(str(name) for name in validation)
+    elif (blocks := _validation_blocks(config)) is not None:
+        told = (
+            f"{validation:.3g} of the contigs, in blocks of {blocks.size:,} bases at random places (seed "
+            f"{blocks.seed}), with {blocks.gap:,} bases on each side that were not trained on"
+        )
+    elif isinstance(validation, float):
+        told = f"the last {validation:.3g} of each contig"
+    else:
+        told = str(validation)
+    return told if leak is None else f"{told}; {leak}"
+
+
 def _final_metrics(encoder: Encoder, held_out: HeldOut, batch_windows: int, precision: str) -> dict[str, float]:
     def autocast() -> torch.autocast:
         return torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bfloat16")
@@ -414,6 +556,7 @@ def _finish(
     held_out: HeldOut | None,
     metrics: dict[str, float],
     baselines: dict[str, float],
+    leak: Leakage | None,
     table: CsvTable | None,
 ) -> None:
     """Write the model folder, the curve and, last, the metrics, whose presence says that the run is finished."""
@@ -431,20 +574,14 @@ def _finish(
     }
     if config.data.reads is not None:
         training["bases seen"] += ", with the padding of short reads"
-    validation = config.data.validation
-    if config.data.reads is not None:
-        validation = (
-            f"{validation or 0:.3g} of the reads, by a hash of their names; reads of one place may be on both sides"
-        )
-    elif isinstance(validation, ListConfig):
-        validation = "contigs " + ", ".join(str(name) for name in validation)
-    elif isinstance(validation, float):
-        validation = f"the last {validation:.3g} of each contig"
+    if config.data.sampling != "length":
+        weights = "" if config.data.weights is None else f" {', '.join(str(each) for each in config.data.weights)}"
+        training["genomes drawn by"] = f"{config.data.sampling}{weights}"
     card = model_card(
         encoder,
         name=config.name,
         data=data,
-        validation=str(validation),
+        validation=_told_validation(config, leak),
         training=training,
         metrics=metrics,
         baselines=baselines,
@@ -463,7 +600,8 @@ def _finish(
             {name: baselines[name] for name in ("best_kmer", "interpolated") if name in baselines},
         )
     with atomic_output(run_dir / METRICS_FILE) as file:
-        contents = {"step": steps, "model": metrics, "baselines_bits_per_base": baselines}
+        leaked = None if leak is None else {"kmer": KMER, **leak._asdict()}
+        contents = {"step": steps, "model": metrics, "baselines_bits_per_base": baselines, "leak": leaked}
         file.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     (run_dir / CHECKPOINT).unlink(missing_ok=True)
 

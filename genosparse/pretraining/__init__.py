@@ -1,6 +1,7 @@
 """Masked-base pretraining.
 
-``windows`` (of genomes) and ``reads`` say what is trained on and what is held out, ``masking`` makes the task,
+``windows`` (of genomes, split by ``splits``) and ``reads`` say what is trained on and what is held out, ``masking``
+makes the task,
 ``evaluation`` measures, ``settings`` say how long and how fast, ``loop`` trains, ``card`` tells what came out.
 """
 
@@ -10,16 +11,19 @@ from genosparse.pretraining.loop import TrainingResult, train
 from genosparse.pretraining.masking import MaskingSettings, mask_window
 from genosparse.pretraining.reads import ReadCorpus
 from genosparse.pretraining.settings import TrainerSettings
-from genosparse.pretraining.windows import Corpus, Span
+from genosparse.pretraining.splits import Span, ValidationBlocks
+from genosparse.pretraining.windows import Corpus, Sampling
 
 __all__ = [
     "Corpus",
     "HeldOut",
     "MaskingSettings",
     "ReadCorpus",
+    "Sampling",
     "Span",
     "TrainerSettings",
     "TrainingResult",
+    "ValidationBlocks",
     "evaluate",
     "mask_window",
     "model_card",

@@ -76,8 +76,8 @@ class HeldOut:
         self.contexts = np.concatenate(contexts)
         if corpus.validation and not self.num_sites:
             raise ConfigError(
-                f"data.validation={corpus.validation} holds out {self.num_bases:,} bases, too few or too many N to "
-                "measure at; hold out more or other contigs, or nothing with data.validation=0"
+                f"{corpus.validation_key}={corpus.validation} holds out {self.num_bases:,} bases, too few or too many "
+                "N to measure at; hold out more or other contigs, or nothing with data.validation=0"
             )
 
     @property

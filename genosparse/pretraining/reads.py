@@ -117,12 +117,15 @@ class ReadCorpus(WindowSource):
         """Token ids of many training reads at a time, with PAD behind each."""
         return [part.tokens for part in self._training]
 
-    def _try_draw(self, random: np.random.Generator) -> Window | None:
-        read = int(np.searchsorted(self._ends, random.integers(self._ends[-1]), side="right"))
-        length = min(int(self._length[read]), self.context)
-        start = int(self._start[read]) + int(random.integers(int(self._length[read]) - length + 1))
-        tokens = self._training[self._part[read]].tokens[start : start + length]
-        return None if self._has_too_much_n(tokens) else Window(tokens, np.zeros(length, np.bool_))
+    def _candidates(self, random: np.random.Generator, context: int) -> Iterator[Window | None]:
+        """A part of a read, which is drawn by its length, and by ``self.context`` where it is shorter."""
+        check_number("context", context, 1, whole=True)
+        while True:
+            read = int(np.searchsorted(self._ends, random.integers(self._ends[-1]), side="right"))
+            length = min(int(self._length[read]), context)
+            start = int(self._start[read]) + int(random.integers(int(self._length[read]) - length + 1))
+            tokens = self._training[self._part[read]].tokens[start : start + length]
+            yield None if self._has_too_much_n(tokens) else Window(tokens, np.zeros(length, np.bool_))
 
     def _tell_lengths(self, wanted: int) -> None:
         shown = np.minimum(self._length, self.context)

@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from abc import ABC, abstractmethod
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genosparse.channels import reverse_complement_channels
-from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, IntervalError
+from genosparse.errors import ConfigError, GenosparseWarning
 from genosparse.intervals import Interval
-from genosparse.readers import Genome, GenomeChannels
+from genosparse.pretraining.settings import check_number
+from genosparse.pretraining.splits import Span, ValidationBlocks, check_fraction, intersect, located, split, subtract
+from genosparse.readers import Genome, GenomeChannels, GenomeTokens, read_tokens
 from genosparse.tokenizers import N, NucleotideTokenizer
 
-__all__ = ["Corpus", "Span", "Window", "WindowSource", "check_fraction"]
+__all__ = ["SAMPLINGS", "Corpus", "Sampling", "Span", "Window", "WindowSource", "check_fraction"]
 
 # So many windows in a row that have too much N end the search for one.
 _MOST_DRAWS = 1000
 
-
-_Key = tuple[int, str]  # number of the genome, contig
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch of a contig: ``genome`` is the number of its file; ``start`` and ``end`` are 0-based, half-open."""
-
-    genome: int
-    contig: str
-    start: int
-    end: int
-
-    @property
-    def length(self) -> int:
-        """Bases."""
-        return self.end - self.start
+SAMPLINGS = ("length", "sqrt", "weights")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +56,14 @@ class WindowSource(ABC):
 
     Attributes:
         validation: What is held out, as it was given.
+        validation_key: The setting that gave it.
         context: Bases of a window, at most.
         max_n: Largest fraction of N in a training window.
         held_out: The held-out stretches.
     """
 
     validation: float | Sequence[str] | None
+    validation_key: str = "data.validation"
     context: int
     max_n: float
     held_out: list[Span]
@@ -97,16 +85,22 @@ class WindowSource(ABC):
     def training_sequences(self) -> list[NDArray[np.uint8]]:
         """Token ids of all that is trained on, as views; what is not contiguous is apart, or has PAD between."""
 
-    def draw(self, random: np.random.Generator) -> Window:
-        """Draw a training window of at most ``context`` bases."""
-        while True:
-            window = self._try_draw(random)
-            if window is not None:
-                return window
+    def draw(self, random: np.random.Generator, context: int | None = None) -> Window:
+        """Draw a training window.
+
+        Args:
+            random: Decides which.
+            context: Bases of it, at most; None for ``self.context``.
+
+        Raises:
+            ConfigError: No window of ``context`` bases fits.
+        """
+        windows = self._candidates(random, self.context if context is None else context)
+        return next(window for window in windows if window is not None)
 
     @abstractmethod
-    def _try_draw(self, random: np.random.Generator) -> Window | None:
-        """A window, or None where it has too much N."""
+    def _candidates(self, random: np.random.Generator, context: int) -> Iterator[Window | None]:
+        """Windows without end, None for each that has too much N."""
 
     def _has_too_much_n(self, tokens: NDArray[np.uint8]) -> bool:
         return int(np.count_nonzero(tokens == N)) > self.max_n * len(tokens)
@@ -114,31 +108,90 @@ class WindowSource(ABC):
     def _check_draws(self, way_out: str) -> None:
         """Find one window, so that ``draw`` ends and sequence of N alone is told here and not in a worker process."""
         random = np.random.Generator(np.random.Philox(key=0))
-        if all(self._try_draw(random) is None for _ in range(_MOST_DRAWS)):
+        self._check_candidates(self._candidates(random, self.context), "", way_out)
+
+    def _check_candidates(self, windows: Iterator[Window | None], of: str, way_out: str) -> None:
+        if all(window is None for window in islice(windows, _MOST_DRAWS)):
             raise ConfigError(
-                f"{_MOST_DRAWS} windows in a row had more than {self.max_n:.0%} of N; raise data.max_n, lower "
+                f"{_MOST_DRAWS} windows in a row{of} had more than {self.max_n:.0%} of N; raise data.max_n, lower "
                 f"data.context, {way_out}"
             )
 
 
-class Corpus(WindowSource):
-    """Genomes in memory, split into training and held-out spans that no window straddles.
-
-    Contigs are found in every genome that has them, chr1 and 1 alike.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How often windows are of which genome.
 
     Args:
-        genomes: Open genomes.
+        by: ``"length"``: every place alike, so that a genome has its share by what is trained on of it; ``"sqrt"``: by
+            the square root of that, so that small genomes are seen more; ``"weights"``: as ``weights`` say.
+        weights: A number above 0 for each genome; their sum does not matter.
+
+    Raises:
+        ConfigError: A value that cannot be.
+    """
+
+    by: str = "length"
+    weights: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.by not in SAMPLINGS:
+            raise ConfigError(f"data.sampling={self.by} is unknown; choose one of {', '.join(SAMPLINGS)}")
+        if (self.by == "weights") != (self.weights is not None):
+            raise ConfigError(
+                f"data.sampling={self.by} and data.weights={self.weights} do not go together; give both, as "
+                "data.sampling=weights data.weights=[2,1], or no weights"
+            )
+        for number, weight in enumerate(self.weights or ()):
+            check_number(f"data.weights[{number}]", weight, 0, without_least=True)
+
+
+class _Starts(NamedTuple):
+    """Where windows of one length may start: every possible start is a number.
+
+    Attributes:
+        spans: Stretches that hold a window, those of a genome in a row.
+        ends: Number of starts up to and with each of them, ``[spans]``.
+        genome_ends: Number of starts up to and with each genome, ``[genomes]``.
+        shares: Probability of a genome or one before it, ``[genomes]``; None where every start is alike.
+    """
+
+    spans: list[Span]
+    ends: NDArray[np.int64]
+    genome_ends: NDArray[np.int64]
+    shares: NDArray[np.float64] | None
+
+
+class Corpus(WindowSource):
+    """Genomes, split into training and held-out spans that no window straddles.
+
+    Contigs are found in every genome that has them, chr1 and 1 alike. A window is drawn in a time that grows with the
+    logarithm of the number of stretches.
+
+    Args:
+        genomes: Genomes to train on.
         validation: A fraction (the last part of each contig is held out), or names of held-out contigs; 0 or None holds
             out nothing.
+        validation_blocks: Hold out the fraction as blocks in all parts of the contigs.
+        validation_genomes: Genomes that are held out whole, in place of ``validation``.
         context: Bases of a window.
         regions: Train on these intervals alone; None for all.
         exclude: Intervals that no training window touches.
-        max_n: Largest fraction of N in a training window; windows with more are drawn again.
+        max_n: Largest fraction of N in a training window; windows with more are drawn again, of the same genome unless
+            every place is alike.
+        sampling: How often windows are of which genome.
         channels: What alignments say of each genome, None for one without; all of the same channels. Windows have
             channels when any has, and they are 0 on the genomes without. They are read window by window.
+        tokens: What ``read_tokens`` gave of each genome, and then of each that is held out; None reads them into
+            memory.
+
+    Attributes:
+        training: Stretches that are trained on, short ones among them.
+        num_training_bases: Bases in those that hold a window of ``context`` bases.
 
     Raises:
-        ConfigError: No window of ``context`` bases fits or has few enough N, or the validation takes all.
+        ConfigError: No window of ``context`` bases fits or has few enough N, the validation takes all, or two ways of
+            holding out are given at once.
         ContigNotFoundError: A contig named by ``validation``, ``regions`` or ``exclude`` is in no genome.
         IntervalError: An interval of ``regions`` or ``exclude`` reaches past the end of its contig.
         SequenceError: A genome has a letter that is no nucleotide code.
@@ -150,40 +203,55 @@ class Corpus(WindowSource):
         *,
         validation: float | Sequence[str] | None,
         context: int,
+        validation_blocks: ValidationBlocks | None = None,
+        validation_genomes: Sequence[Genome] = (),
         regions: Iterable[Interval] | None = None,
         exclude: Iterable[Interval] = (),
         max_n: float = 0.1,
+        sampling: Sampling | None = None,
         channels: Sequence[GenomeChannels | None] = (),
+        tokens: Sequence[GenomeTokens] | None = None,
     ) -> None:
         self.validation, self.context, self.max_n = validation, context, max_n
-        self._channels = list(channels)
-        self._tokens: dict[_Key, NDArray[np.uint8]] = {}
-        self._soft_bits: dict[_Key, NDArray[np.uint8]] = {}  # the soft mask, eight bases to the byte
-        for number, genome in enumerate(genomes):
-            for contig, length in genome.contigs.items():
-                if length:
-                    tokens, soft_mask = genome.tokens(Interval(contig, 0, length), return_soft_mask=True)
-                    tokens.setflags(write=False)
-                    self._tokens[number, contig] = tokens
-                    self._soft_bits[number, contig] = np.packbits(soft_mask)
-        allowed = [Span(number, contig, 0, len(tokens)) for (number, contig), tokens in self._tokens.items()]
-        self.training, self.held_out = _split(allowed, validation, genomes)
+        self._sampling, self._names = sampling or Sampling(), [str(genome.path) for genome in genomes]
+        if self._sampling.weights is not None and len(self._sampling.weights) != len(genomes):
+            raise ConfigError(
+                f"data.weights has {len(self._sampling.weights)} and data.genome {len(genomes)} entries; give a weight "
+                "for each genome, in their order"
+            )
+        whole = [
+            [Span(number, contig, 0, length) for contig, length in genome.contigs.items() if length]
+            for number, genome in enumerate([*genomes, *validation_genomes])
+        ]
+        contigs = [span for spans in whole[: len(genomes)] for span in spans]
+        self.training, self.held_out = split(contigs, genomes, validation, validation_blocks)
+        if validation_genomes:
+            if self.held_out:
+                raise ConfigError(
+                    f"data.validation={validation} and data.validation_genomes both say what is held out; give one"
+                )
+            self.held_out = [span for spans in whole[len(genomes) :] for span in spans]
+            self.validation_key = "data.validation_genomes"
+            self.validation = [str(genome.path) for genome in validation_genomes]
         if regions is not None:
-            self.training = _intersect(self.training, _located(regions, "data.regions", genomes))
-        self.training = _subtract(self.training, _located(exclude, "data.exclude", genomes))
+            self.training = intersect(self.training, located(regions, "data.regions", genomes))
+        self.training = subtract(self.training, located(exclude, "data.exclude", genomes))
         self._long_spans = [span for span in self.training if span.length >= context]
         self.num_training_bases = sum(span.length for span in self._long_spans)
         self._check_lengths()
+        if tokens is None:
+            tokens = [read_tokens(genome) for genome in [*genomes, *validation_genomes]]
+        self._tokens = list(tokens)
+        self._channels = [*(channels or [None] * len(genomes)), *([None] * len(validation_genomes))]
         for number, source in enumerate(self._channels):
             if source is not None:
                 source.check(span.contig for span in [*self._long_spans, *self.held_out] if span.genome == number)
-        # The number of window starts up to and with each span.
-        self._ends = np.cumsum([span.length - context + 1 for span in self._long_spans], dtype=np.int64)
-        self._check_draws("or name regions with sequence by data.regions")
+        self._starts: dict[int, _Starts] = {}
+        self._check_all_draws()
 
     def tokens(self, span: Span) -> NDArray[np.uint8]:
         """Token ids of a span, ``[length]``: a view, not to be written to."""
-        return self._tokens[span.genome, span.contig][span.start : span.end]
+        return self._tokens[span.genome].tokens(span.contig, span.start, span.end)
 
     def channels(self, span: Span) -> NDArray[np.float32] | None:
         """What alignments say of a span, float32 ``[length, C]``; None where no genome has any."""
@@ -203,27 +271,84 @@ class Corpus(WindowSource):
         """Token ids of each training span."""
         return [self.tokens(span) for span in self.training]
 
-    def _try_draw(self, random: np.random.Generator) -> Window | None:
-        """Every possible start alike."""
-        start = int(random.integers(self._ends[-1]))
-        number = int(np.searchsorted(self._ends, start, side="right"))
-        span = self._long_spans[number]
-        start += span.start - (int(self._ends[number - 1]) if number else 0)
-        key, end = (span.genome, span.contig), start + self.context
-        tokens = self._tokens[key][start:end]
-        if self._has_too_much_n(tokens):
-            return None
-        bits = np.unpackbits(self._soft_bits[key][start // 8 : (end + 7) // 8])
-        soft_mask = bits[start % 8 :][: self.context].astype(np.bool_)
-        return Window(tokens, soft_mask, self.channels(Span(*key, start, end)), self.channel_names)
+    def _candidates(self, random: np.random.Generator, context: int) -> Iterator[Window | None]:
+        """Every possible start alike, or every one of a genome that is drawn first."""
+        starts = self._starts_of(context)
+        if starts.shares is None:
+            return self._windows(random, context, starts, 0, int(starts.ends[-1]))
+        genome = int(np.searchsorted(starts.shares, random.random(), side="right"))
+        return self._windows(random, context, starts, *_bounds(starts.genome_ends, genome))
+
+    def _windows(
+        self, random: np.random.Generator, context: int, starts: _Starts, low: int, high: int
+    ) -> Iterator[Window | None]:
+        while True:
+            start = int(random.integers(low, high))
+            number = int(np.searchsorted(starts.ends, start, side="right"))
+            span = starts.spans[number]
+            first = start - _bounds(starts.ends, number)[0] + span.start
+            window = Span(span.genome, span.contig, first, first + context)
+            tokens = self.tokens(window)
+            if self._has_too_much_n(tokens):
+                yield None
+                continue
+            soft_mask = self._tokens[window.genome].soft_mask(window.contig, window.start, window.end)
+            yield Window(tokens, soft_mask, self.channels(window), self.channel_names)
+
+    def _starts_of(self, context: int) -> _Starts:
+        """Made when first asked for. Shorter windows than ``self.context`` are of the same stretches."""
+        starts = self._starts.get(context)
+        if starts is None:
+            starts = self._starts[context] = self._make_starts(context)
+        return starts
+
+    def _make_starts(self, context: int) -> _Starts:
+        check_number("context", context, 1, whole=True)
+        spans = [span for span in self._long_spans if span.length >= context]
+        if not spans:
+            longest = max(span.length for span in self._long_spans)
+            raise ConfigError(
+                f"no training window of {context} bases fits: the longest stretch to train on has {longest} bases; "
+                "train on shorter ones"
+            )
+        lengths = np.array([span.length for span in spans], np.int64)
+        of = np.array([span.genome for span in spans], np.int64)
+        ends = np.cumsum(lengths - context + 1)
+        last = np.searchsorted(of, np.arange(len(self._names)), side="right")
+        genome_ends = np.concatenate([[0], ends])[last]
+        if self._sampling.by == "length":
+            return _Starts(spans, ends, genome_ends, None)
+        weights = np.sqrt(np.bincount(of, lengths, minlength=len(self._names)))
+        if self._sampling.weights is not None:
+            empty = np.flatnonzero(weights == 0)
+            if len(empty):
+                raise ConfigError(
+                    f"data.weights gives {self._sampling.weights[empty[0]]} to {self._names[empty[0]]}, which has no "
+                    f"stretch to train on of data.context={context} bases; lower data.context, or leave it out"
+                )
+            weights = np.array(self._sampling.weights, np.float64)
+        shares = np.cumsum(weights / weights.sum())
+        return _Starts(spans, ends, genome_ends, shares / shares[-1])
+
+    def _check_all_draws(self) -> None:
+        starts = self._starts_of(self.context)
+        if starts.shares is None:
+            self._check_draws("or name regions with sequence by data.regions")
+            return
+        random = np.random.Generator(np.random.Philox(key=0))
+        for genome, name in enumerate(self._names):
+            low, high = _bounds(starts.genome_ends, genome)
+            if low < high:
+                windows = self._windows(random, self.context, starts, low, high)
+                self._check_candidates(windows, f" of {name}", "or leave that genome out")
 
     def _check_lengths(self) -> None:
         if not self._long_spans:
             longest = max((span.length for span in self.training), default=0)
             raise ConfigError(
                 f"no training window of data.context={self.context} bases fits: the longest stretch to train on has "
-                f"{longest} bases; lower data.context, or change data.validation={self.validation}, data.regions "
-                "or data.exclude"
+                f"{longest} bases; lower data.context, or change data.validation={self.validation}, its blocks, "
+                "data.regions or data.exclude"
             )
         skipped = sum(span.length for span in self.training) - self.num_training_bases
         if skipped:
@@ -234,109 +359,6 @@ class Corpus(WindowSource):
             )
 
 
-def _located(intervals: Iterable[Interval], key: str, genomes: Sequence[Genome]) -> Iterator[Span]:
-    """Intervals as spans of every genome that has their contig."""
-    find = _ContigFinder(genomes, key)
-    for interval in intervals:
-        for whole in find(interval.contig):
-            if genomes[whole.genome].wraps(Interval(whole.contig, interval.start, interval.end)):
-                yield Span(whole.genome, whole.contig, interval.start, whole.end)
-                yield Span(whole.genome, whole.contig, 0, interval.end - whole.end)
-                continue
-            if interval.end > whole.end:
-                raise IntervalError(
-                    f"{key}: interval {interval} reaches past the end of contig {whole.contig!r} ({whole.end} bp) in "
-                    f"{genomes[whole.genome].path}; cut it, or check that both are of the same assembly"
-                )
-            yield Span(whole.genome, whole.contig, interval.start, interval.end)
-
-
-class _ContigFinder:
-    """Finds the contigs that the setting ``key`` names, as whole spans of every genome that has them."""
-
-    def __init__(self, genomes: Sequence[Genome], key: str) -> None:
-        self._genomes, self._key = genomes, key
-        self._matchers = [genome.matcher(wanted_from=key) for genome in genomes]
-
-    def __call__(self, contig: str) -> list[Span]:
-        found = [
-            Span(number, name, 0, genome.contigs[name])
-            for number, (genome, matcher) in enumerate(zip(self._genomes, self._matchers, strict=True))
-            if (name := matcher.match(contig)) is not None
-        ]
-        if not found:
-            known = [name for genome in self._genomes for name in genome.contigs]
-            raise ContigNotFoundError(
-                f"{self._key} names contig {contig!r}, which no genome has (they have {', '.join(known[:4])}"
-                f"{' ...' if len(known) > 4 else ''}); check that it is of the same assembly"
-            )
-        return found
-
-
-def check_fraction(validation: float, otherwise: str) -> None:
-    """Raise ``ConfigError`` unless what is to be held out is a fraction."""
-    if isinstance(validation, bool) or not 0 <= validation < 1:
-        raise ConfigError(
-            f"data.validation={validation}: expected a fraction from 0 up to (not including) 1, {otherwise}"
-        )
-
-
-def _split(
-    spans: list[Span], validation: float | Sequence[str] | None, genomes: Sequence[Genome]
-) -> tuple[list[Span], list[Span]]:
-    """Training and held-out spans."""
-    if validation is None:
-        return spans, []
-    if isinstance(validation, int | float):
-        check_fraction(validation, "or contigs")
-        training, held_out = [], []
-        for span in spans:
-            cut = span.end - int(span.length * validation)
-            training.append(Span(span.genome, span.contig, 0, cut))
-            held_out.append(Span(span.genome, span.contig, cut, span.end))
-        return training, [span for span in held_out if span.length]
-    find = _ContigFinder(genomes, "data.validation")
-    names = [validation] if isinstance(validation, str) else validation
-    chosen = {span for name in names for span in find(name)}
-    training = [span for span in spans if span not in chosen]
-    if not training:
-        raise ConfigError("data.validation names every contig, so that none is left to train on; name fewer")
-    return training, [span for span in spans if span in chosen]
-
-
-def _intersect(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
-    """What of the spans the others cover, each base once."""
-    merged = _merged(others)
-    kept = []
-    for span in spans:
-        stretches = merged.get((span.genome, span.contig), [])
-        at = bisect_right(stretches, span.start, key=lambda stretch: stretch.end)
-        while at < len(stretches) and stretches[at].start < span.end:
-            start, end = max(span.start, stretches[at].start), min(span.end, stretches[at].end)
-            kept.append(Span(span.genome, span.contig, start, end))
-            at += 1
-    return kept
-
-
-def _subtract(spans: list[Span], holes: Iterable[Span]) -> list[Span]:
-    """What of the spans no hole covers."""
-    merged = _merged(holes)
-    gaps = []
-    for genome, contig in dict.fromkeys((span.genome, span.contig) for span in spans):
-        stretches = merged.get((genome, contig), [])
-        starts = [0, *(hole.end for hole in stretches)]
-        ends = [*(hole.start for hole in stretches), sys.maxsize]
-        gaps += [Span(genome, contig, start, end) for start, end in zip(starts, ends, strict=True) if start < end]
-    return _intersect(spans, gaps)
-
-
-def _merged(spans: Iterable[Span]) -> dict[_Key, list[Span]]:
-    """Spans by contig, sorted, with those that touch or overlap made one."""
-    merged: dict[_Key, list[Span]] = {}
-    for span in sorted(spans, key=lambda span: span.start):
-        stretches = merged.setdefault((span.genome, span.contig), [])
-        if stretches and span.start <= stretches[-1].end:
-            last = stretches.pop()
-            span = Span(span.genome, span.contig, last.start, max(last.end, span.end))
-        stretches.append(span)
-    return merged
+def _bounds(ends: NDArray[np.int64], number: int) -> tuple[int, int]:
+    """Where part ``number`` begins and ends."""
+    return int(ends[number - 1]) if number else 0, int(ends[number])

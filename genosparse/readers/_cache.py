@@ -6,7 +6,7 @@ from pathlib import Path
 
 from genosparse.errors import InputFileNotFoundError
 
-__all__ = ["FileVersion", "cache_stem", "file_version"]
+__all__ = ["FileVersion", "cache_folder", "cache_stem", "file_version"]
 
 FileVersion = tuple[int, int]  # size in bytes and time of change in nanoseconds
 
@@ -30,14 +30,16 @@ def file_version(file: Path, name: Path | None = None) -> FileVersion:
 _NAME_LETTERS = 100
 
 
-def cache_stem(file: Path, room: str) -> Path:
-    """Where the cache keeps what belongs to a file: told apart by its place, size and time of change.
+def cache_folder(room: str) -> Path:
+    """A folder of the cache, which is ``$XDG_CACHE_HOME/genosparse``, by default ``~/.cache/genosparse``."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
+    return base / "genosparse" / room
 
-    The cache is ``$XDG_CACHE_HOME/genosparse``, by default ``~/.cache/genosparse``.
-    """
+
+def cache_stem(file: Path, room: str) -> Path:
+    """Where the cache keeps what belongs to a file: told apart by its place, size and time of change."""
     file = file.absolute()
     size, changed = file_version(file)
     digest = hashlib.sha256(f"{file.resolve()}\0{size}\0{changed}".encode("utf-8", "surrogateescape")).hexdigest()[:20]
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path("~/.cache").expanduser()
-    return base / "genosparse" / room / f"{digest}-{file.name[-_NAME_LETTERS:]}"
+    return cache_folder(room) / f"{digest}-{file.name[-_NAME_LETTERS:]}"

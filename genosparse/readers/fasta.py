@@ -343,6 +343,11 @@ class Genome(Closing):
         if is_open:
             check_version(self._files.fasta, self.path, self._version)
 
+    def rest(self) -> None:
+        """Close the file until it is read again, so that hundreds of genomes can be open at a time."""
+        if self._handles is not None:
+            self._handles = PerThread(self._open)
+
     def close(self) -> None:
         """Close the file; using the genome afterwards is an error."""
         # The handles go with the threads' references to them, so that none is closed while another thread reads.
