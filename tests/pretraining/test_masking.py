@@ -35,9 +35,17 @@ def test_shares_are_those_asked_for() -> None:
     assert ((weights > 0) == chosen).all()
 
 
-@pytest.mark.parametrize("rate", [0.15, 0.5, 1.0])
 @pytest.mark.parametrize(
-    "span, lengths", [(1, "geometric"), (1.5, "geometric"), (6, "geometric"), (4, "fixed"), (40, "fixed")]
+    "rate, span, lengths",
+    [
+        (0.15, 1, "geometric"),
+        (0.5, 1.5, "geometric"),
+        (0.15, 6, "geometric"),
+        (1.0, 6, "geometric"),
+        (0.5, 4, "fixed"),
+        (0.15, 40, "fixed"),
+        (1.0, 4, "fixed"),
+    ],
 )
 def test_every_base_is_as_likely_in_spans_of_any_length(rate: float, span: float, lengths: str) -> None:
     random, windows = np.random.default_rng(3), 4000
