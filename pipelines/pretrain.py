@@ -38,8 +38,9 @@ from genosparse.pretraining import (
     model_card,
     train,
 )
+from genosparse.pretraining.card import lineage
 from genosparse.pretraining.leakage import KMER, Leakage, leakage
-from genosparse.pretraining.loop import CHECKPOINT, COLUMNS, check_one_process
+from genosparse.pretraining.loop import CHECKPOINT, check_one_process, check_training, columns
 from genosparse.pretraining.masking import MaskedWindows
 from genosparse.pretraining.windows import WindowSource
 from genosparse.readers import Alignments, Genome, GenomeChannels, ReadFilters, default_token_cache, read_tokens
@@ -89,6 +90,7 @@ def main(config: DictConfig) -> None:
 
     torch.manual_seed(runtime.seed)
     encoder = _make_encoder(config)
+    ancestors = [] if config.init is None else lineage(encoder, Path(app.path(config, "init")))
     if config.init is not None and encoder.config.trained_context and not app.is_given("data.context"):
         context = config.data.context = encoder.config.trained_context
     if context > encoder.config.max_length:
@@ -127,7 +129,7 @@ def main(config: DictConfig) -> None:
         "reads": app.alignments_identity(config, reads, "data."),
         "alignments": app.alignments_identity(config, alignments, "data."),
         "beds": {key: app.fingerprint_intervals(values) for key, values in intervals.items()},
-        "trainer": _contents(config.trainer, aside=("max_minutes", "workers", "activation_checkpointing")),
+        "trainer": _contents(config.trainer, aside=_TRAINER_ASIDE),
     }
     if not overwrite and holds_run(run_dir, identity) and (run_dir / METRICS_FILE).exists():
         (run_dir / CHECKPOINT).unlink(missing_ok=True)  # of a run killed after its last output
@@ -165,9 +167,11 @@ def main(config: DictConfig) -> None:
         if corpus is not None:
             context = config.data.context = corpus.context  # of reads it may be less
         held_out = None if corpus is None else HeldOut(corpus, runtime.seed)
+        if is_trained:
+            check_training(settings, context, held_out)
         opened.enter_context(open_run(run_dir, identity, owns=_OWNED, overwrite=overwrite, inputs=inputs))
         if corpus is None or held_out is None:
-            _finish(run_dir, encoder, config, data, settings, None, None, {}, {}, None, None)
+            _finish(run_dir, encoder, config, data, ancestors, settings, None, None, {}, {}, None, None)
             print(f"{run_dir / 'model'}: an untrained model of {encoder.num_parameters:,} parameters")  # noqa: T201
             return
         encoder.to(runtime.device)
@@ -176,11 +180,12 @@ def main(config: DictConfig) -> None:
             _tell_leak(leak, held_out, is_of_reads=bool(reads))
         baselines = held_out.baselines() if held_out.num_sites else {}
         examples = MaskedWindows(corpus, masking, runtime.seed)
+        table_columns = columns(encoder.config.num_layers)
         with ExitStack() as stack:
             loggers: list[Logger] = []
 
             def open_log(last_step: int) -> Logger:
-                table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=last_step)
+                table = CsvTable(run_dir / TABLE_FILE, table_columns, last_step=last_step)
                 values = {"name": config.name, "config": _contents(config), "table": table}
                 loggers.append(stack.enter_context(open_logger(config.logger, run_dir=run_dir, **values)))
                 return loggers[0]
@@ -205,11 +210,13 @@ def main(config: DictConfig) -> None:
             loggers[0].summarize({**metrics, **{f"baseline_{name}": value for name, value in baselines.items()}})
             if leak is not None:
                 loggers[0].summarize({"leak_share": leak.share})
-        table = CsvTable(run_dir / TABLE_FILE, COLUMNS, last_step=result.step)
-        _finish(run_dir, encoder, config, data, settings, result, held_out, metrics, baselines, leak, table)
-    _report(run_dir, metrics, baselines, held_out)
+        table = CsvTable(run_dir / TABLE_FILE, table_columns, last_step=result.step)
+        _finish(run_dir, encoder, config, data, ancestors, settings, result, held_out, metrics, baselines, leak, table)
+    _report(run_dir, settings, result, metrics, baselines, held_out)
 
 
+# What changes no result; a run that the watch over spikes has ended may go on without it.
+_TRAINER_ASIDE = ("max_minutes", "workers", "activation_checkpointing", "spike", "spike_steps")
 _DATA_ASIDE = (
     "genome", "reads", "aliases", "alignments", "reference", "filters", "regions", "exclude", "cache",
     "validation_genomes",
@@ -551,6 +558,7 @@ def _finish(
     encoder: Encoder,
     config: DictConfig,
     data: list[str],
+    ancestors: list[str],
     settings: TrainerSettings,
     result: TrainingResult | None,
     held_out: HeldOut | None,
@@ -561,17 +569,23 @@ def _finish(
 ) -> None:
     """Write the model folder, the curve and, last, the metrics, whose presence says that the run is finished."""
     steps = result.step if result is not None else 0
-    if steps:
-        trained = max(config.data.context, encoder.config.trained_context or 0)
+    if result is not None and result.context:
+        trained = max(result.context, encoder.config.trained_context or 0)
         encoder.config = dataclasses.replace(encoder.config, trained_context=trained)
     training: dict[str, Any] = {
         "steps": f"{steps:,}",
         "bases seen": f"{result.bases if result is not None else 0:,}",
-        "context": f"{config.data.context:,} bases",
+        "context": _told_context(settings, config.data.context, result),
         "bases per step": f"{settings.bases_per_step(config.data.context):,}",
+        "masking": _told_masking(_settings(MaskingSettings, config.data.masking, "data.masking")),
+        "optimizer": "AdamW",
         "peak learning rate": settings.learning_rate,
+        "weights": _told_weights(settings, result),
         "seed": config.seed,
     }
+    if settings.optimizer == "muon":
+        training["optimizer"] = "Muon for the matrices of the blocks, AdamW for the rest"
+        training["peak learning rate"] = f"{settings.learning_rate} (AdamW), {settings.muon_learning_rate} (Muon)"
     if config.data.reads is not None:
         training["bases seen"] += ", with the padding of short reads"
     if config.data.sampling != "length":
@@ -581,6 +595,7 @@ def _finish(
         encoder,
         name=config.name,
         data=data,
+        ancestors=ancestors,
         validation=_told_validation(config, leak),
         training=training,
         metrics=metrics,
@@ -606,8 +621,40 @@ def _finish(
     (run_dir / CHECKPOINT).unlink(missing_ok=True)
 
 
-def _report(run_dir: Path, metrics: dict[str, float], baselines: dict[str, float], held_out: HeldOut) -> None:
+def _told_context(settings: TrainerSettings, context: int, result: TrainingResult | None) -> str:
+    reached = context if result is None else result.context
+    stages = [f"{bases:,} bases for {fraction:.3g} of the run" for bases, fraction in settings.context_warmup or ()]
+    return f"{reached:,} bases" + (f"; from {', '.join(stages)} up to {context:,}" if stages else "")
+
+
+def _told_masking(masking: MaskingSettings) -> str:
+    each = "bases" if masking.span == 1 else f"bases, in {masking.span_lengths} spans of {masking.span:g} on average"
+    return (
+        f"{masking.rate:g} of the {each}; {masking.mask_share:g} of those shown as MASK, {masking.random_share:g} as a "
+        "random base"
+    )
+
+
+def _told_weights(settings: TrainerSettings, result: TrainingResult | None) -> str:
+    step = 0 if result is None else result.kept_step
+    kind = "" if settings.ema is None else f", moving average of decay {settings.ema:g}"
+    lowest = "" if settings.patience is None else ", of the lowest validation loss"
+    return f"of step {step:,}{lowest}{kind}"
+
+
+def _report(
+    run_dir: Path,
+    settings: TrainerSettings,
+    result: TrainingResult,
+    metrics: dict[str, float],
+    baselines: dict[str, float],
+    held_out: HeldOut,
+) -> None:
     lines = [f"{run_dir / 'model'}: the model; {run_dir / CURVE_FILE}: its loss curve"]
+    if result.lost_patience:
+        lines.append(f"ended at step {result.step}, after {settings.patience} validations without a lower loss")
+    if settings.patience is not None or settings.ema is not None:
+        lines.append(f"weights: {_told_weights(settings, result)}")
     if metrics:
         rows = (
             ("this encoder, one strand", metrics["bits_per_base"]),

@@ -1,8 +1,8 @@
 """Masked-base pretraining.
 
-``windows`` (of genomes, split by ``splits``) and ``reads`` say what is trained on and what is held out, ``masking``
-makes the task,
-``evaluation`` measures, ``settings`` say how long and how fast, ``loop`` trains, ``card`` tells what came out.
+``windows`` (of genomes, split by ``splits``) and ``reads`` say what is trained on and what is held out, ``leakage``
+how much of the one is in the other; ``masking`` makes the task, ``evaluation`` measures, ``settings`` say how long and
+how fast, ``loop`` trains with ``optimizers`` and under ``monitoring``, ``card`` tells what came out.
 """
 
 from genosparse.pretraining.card import model_card

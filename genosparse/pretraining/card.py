@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import genosparse
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder
 
-__all__ = ["model_card"]
+__all__ = ["lineage", "model_card"]
+
+_CARD_FILE = "README.md"
+_BEGAN_FROM, _DATA = "## Began from", "## Data"
+# Of an ancestor's card, which may be anything, no more than this is taken over.
+_MOST_LINES, _MOST_LETTERS = 40, 300
 
 
 def model_card(
@@ -16,6 +23,7 @@ def model_card(
     *,
     name: str,
     data: Sequence[str],
+    ancestors: Sequence[str] = (),
     validation: str,
     training: Mapping[str, object],
     metrics: Mapping[str, float],
@@ -28,6 +36,7 @@ def model_card(
         encoder: The trained model.
         name: The run's name.
         data: One line per genome or other input: its file name, size and checksum.
+        ancestors: What ``lineage`` says of the model that training began from; none for a new one.
         validation: What was held out.
         training: Settings and length of the training, in the order to show.
         metrics: Held-out metrics by name; empty when nothing was held out or trained.
@@ -53,7 +62,8 @@ def model_card(
         "```",
         "",
         *_about_channels(config.channels),
-        "## Data",
+        *([_BEGAN_FROM, "", *(f"- {line}" for line in ancestors), ""] if ancestors else []),
+        _DATA,
         "",
         *(f"- {line}" for line in data),
         f"- held out: {validation}",
@@ -113,3 +123,36 @@ def _about_channels(channels: Sequence[str]) -> list[str]:
         "They are hidden wherever a base is masked or was to be predicted, so that the reads there do not tell it.",
         "",
     ]
+
+
+def lineage(encoder: Encoder, folder: Path) -> list[str]:
+    """What a model is and came from, in a line for each model of its line, the oldest first.
+
+    Args:
+        encoder: The model as it was loaded.
+        folder: Its folder; what its card says of its name, its data and what it began from itself is taken over.
+    """
+    try:
+        lines = (folder / _CARD_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):  # a card is no part of a model
+        lines = []
+    title = next((line[2:] for line in lines if line.startswith("# ")), "a model without a card")
+    context = encoder.config.trained_context
+    trained = f"trained on {context:,} bases" if context else "untrained"
+    data = "; ".join(_bullets(lines, _DATA))
+    own = f"{title} (SHA-256 of the weights {encoder.fingerprint()[:16]}), {trained}" + (f": {data}" if data else "")
+    return [_plain(line) for line in [*_bullets(lines, _BEGAN_FROM), own]]
+
+
+def _bullets(lines: Sequence[str], heading: str) -> list[str]:
+    """The list that follows a heading of a card."""
+    if heading not in lines:
+        return []
+    start = lines.index(heading) + 1
+    end = next((at for at in range(start, len(lines)) if lines[at].startswith("#")), len(lines))
+    return [line[2:] for line in lines[start:end] if line.startswith("- ")][:_MOST_LINES]
+
+
+def _plain(text: str) -> str:
+    """One line of text without the letters that Markdown or HTML would take for more than text."""
+    return re.sub(r"[<>\[\]`|\x00-\x1f]", " ", text)[:_MOST_LETTERS]

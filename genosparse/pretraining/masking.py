@@ -18,6 +18,7 @@ from genosparse.tokenizers import MASK, PAD
 __all__ = ["NO_TARGET", "Example", "Masked", "MaskedWindows", "MaskingSettings", "base_numbers", "mask_window"]
 
 NO_TARGET = -1
+SPAN_LENGTHS = ("geometric", "fixed")
 
 # The class (0 to 3) of the tokens A, C, G, T; no other token is ever a target.
 _CLASS = np.full(256, NO_TARGET, np.int64)
@@ -31,6 +32,11 @@ class MaskingSettings:
 
     Args:
         rate: Fraction of the known bases (A, C, G, T) to predict.
+        span: Mean length of the stretches that are to be predicted; 1 takes each base by itself. Every base of a
+            stretch is shown in the same way, as MASK, random or as it is (SpanBERT, Joshi et al. 2020). Of any length,
+            a base is to be predicted with the chance ``rate``.
+        span_lengths: ``"geometric"``, or ``"fixed"`` for stretches of just ``span`` bases, a whole number then (those
+            that the window's ends cut or that follow one on another aside).
         mask_share: Fraction of those shown as MASK.
         random_share: Fraction of those shown as a random base (of A, C, G, T, the true one among them); the rest is
             shown as it is.
@@ -45,6 +51,8 @@ class MaskingSettings:
     """
 
     rate: float = 0.15
+    span: float = 1
+    span_lengths: str = "geometric"
     mask_share: float = 0.8
     random_share: float = 0.1
     soft_mask_weight: float = 1.0
@@ -53,6 +61,11 @@ class MaskingSettings:
 
     def __post_init__(self) -> None:
         check_number("data.masking.rate", self.rate, 0, 1, without_least=True)
+        if self.span_lengths not in SPAN_LENGTHS:
+            raise ConfigError(
+                f"data.masking.span_lengths={self.span_lengths} is unknown; choose one of {', '.join(SPAN_LENGTHS)}"
+            )
+        check_number("data.masking.span", self.span, 1, whole=self.span_lengths == "fixed")
         for name in ("mask_share", "random_share", "soft_mask_weight", "channel_dropout"):
             check_number(f"data.masking.{name}", getattr(self, name), 0, 1)
         check_flag("data.masking.reverse_complement", self.reverse_complement)
@@ -100,8 +113,8 @@ def mask_window(window: Window, settings: MaskingSettings, random: np.random.Gen
         window = window.reverse_complement()
     tokens, soft = window.tokens, window.soft_mask
     classes = _CLASS[tokens]
-    chosen = (random.random(len(tokens)) < settings.rate) & (classes != NO_TARGET)
-    fate = random.random(len(tokens))
+    chosen, fate = _hidden(len(tokens), settings, random)
+    chosen &= classes != NO_TARGET
     replacement = _BASES[random.integers(4, size=len(tokens))]
     shown = np.where(chosen & (fate < settings.mask_share), np.uint8(MASK), tokens)
     swapped = chosen & (fate >= settings.mask_share) & (fate < settings.mask_share + settings.random_share)
@@ -114,6 +127,37 @@ def mask_window(window: Window, settings: MaskingSettings, random: np.random.Gen
         hidden = chosen | (random.random(len(tokens)) < share)
         channels = np.where(hidden[:, None], np.float32(0), channels)
     return Masked(shown, np.where(chosen, classes, NO_TARGET), weights, channels)
+
+
+def _hidden(
+    length: int, settings: MaskingSettings, random: np.random.Generator
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Which bases are to be predicted, and for each a number from 0 to 1 that says how it is shown; ``[length]``."""
+    if settings.span == 1:
+        return random.random(length) < settings.rate, random.random(length)
+    # Gaps and stretches by turns, from anywhere on an endless line of them: there a base is in a stretch with the
+    # chance `rate`. Gaps are geometric from 0 on, so that what is left of one is like a whole one.
+    gap_mean = settings.span * (1 - settings.rate) / settings.rate
+    first_is_stretch = random.random() < settings.rate
+    lengths = np.empty(0, np.int64)
+    while lengths.sum() < length:
+        num_stretches = 8 + int(1.2 * (length - lengths.sum()) / (settings.span + gap_mean))
+        gaps = random.geometric(1 / (1 + gap_mean), num_stretches) - 1
+        if settings.span_lengths == "fixed":
+            stretches = np.full(num_stretches, settings.span, np.int64)
+        else:
+            stretches = random.geometric(1 / settings.span, num_stretches)
+        if not len(lengths):
+            if not first_is_stretch:
+                gaps[0] += 1  # the base that was seen to be in a gap
+            else:
+                gaps[0] = 0
+                if settings.span_lengths == "fixed":  # any part of it may be what is left
+                    stretches[0] = random.integers(1, int(settings.span) + 1)
+        lengths = np.concatenate([lengths, np.stack([gaps, stretches], axis=1).reshape(-1)])
+    chosen = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[:length]
+    fate = np.repeat(random.random(len(lengths)), lengths)[:length]
+    return chosen, fate
 
 
 def base_numbers(tokens: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ import wandb
 from wandb_files import wandb_file
 
 from genosparse.encoder import Encoder
+from genosparse.pipelines.pretrain import main
 from genosparse.pretraining.loop import TIMED_COLUMNS
 
+EXPERIMENTS = Path(str(resources.files("genosparse.conf"))) / "experiment"
 COMMAND = [sys.executable, "-m", "genosparse.cli", "pretrain"]
 SMALL = [
     "model=tiny", "data.context=128", "trainer.max_steps=30", "trainer.batch_bases=1024", "trainer.checkpoint_every=5",
@@ -67,7 +70,14 @@ def test_run_ends_with_model_card_curve_and_metrics(reference: Path) -> None:
     assert 1.9 < metrics["model"]["bits_per_base"] < 2.2
     assert set(metrics["baselines_bits_per_base"]) >= {"best_kmer", "interpolated", "kmer_1", "kmer_6"}
     card = (out / "model" / "README.md").read_text()
-    for figure in ("ref.fa: 12,000 bases", "contigs two", f"{metrics['model']['bits_per_base']:.4f}", "negative means"):
+    for figure in (
+        "ref.fa: 12,000 bases",
+        "0.15 of the bases; 0.8 of those shown as MASK",
+        "of step 30",
+        "contigs two",
+        f"{metrics['model']['bits_per_base']:.4f}",
+        "negative means",
+    ):
         assert figure in card
     assert (out / "loss_curve.png").read_bytes().startswith(b"\x89PNG")
     rows = contents(out)["metrics.csv"]
@@ -140,6 +150,145 @@ def test_no_steps_write_an_untrained_model_and_init_starts_from_one(reference: P
     end = Encoder.from_pretrained(reference.parent / "one" / "model")
     for before, after in zip(start.parameters(), end.parameters(), strict=True):
         assert (before - after).abs().max() < 1e-6
+    (line,) = began_from(reference.parent / "one" / "model")
+    assert line.startswith(f"pretrain-tiny (SHA-256 of the weights {start.fingerprint()[:16]}), untrained: ref.fa")
+
+
+def began_from(model: Path) -> list[str]:
+    """What a model's card says of where it came from."""
+    section = (model / "README.md").read_text().partition("## Began from\n\n")[2].partition("\n\n## ")[0]
+    return [line.removeprefix("- ") for line in section.splitlines()]
+
+
+def test_model_goes_on_on_another_genome_with_all_that_training_has(
+    reference: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The longer of both trained contexts stands, and the card names the models that came before."""
+    monkeypatch.chdir(reference.parent)
+    Path("more.fa").write_text(f">three\n{'ACGTT' * 400}\n")
+    recipe = [
+        "trainer.optimizer=muon", "trainer.ema=0.9", "trainer.patience=5", "trainer.spike=50", "data.masking.span=3",
+        "trainer.validate_every=2", "trainer.max_steps=4", "data.context=64", "trainer.context_warmup=[[16,0.5]]",
+    ]  # fmt: skip
+    first = [*SMALL, "data.genome=ref.fa", "trainer.max_steps=1", "run_dir=one"]
+    second = [*SMALL[1:], "data.genome=more.fa", "init=one/model", "run_dir=two", "name=second", *recipe]
+    third = [*SMALL[1:], "data.genome=ref.fa", "init=two/model", "run_dir=three", "trainer.max_steps=1"]
+    for arguments in (first, second, third):
+        assert main(arguments) == 0
+    models = [Encoder.from_pretrained(f"{name}/model") for name in ("one", "two", "three")]
+    assert [model.config.trained_context for model in models] == [128, 128, 128]
+    assert len({model.fingerprint() for model in models}) == 3
+    lines = began_from(Path("three/model"))
+    assert [line.partition(":")[0] for line in lines] == [
+        f"{name} (SHA-256 of the weights {model.fingerprint()[:16]}), trained on 128 bases"
+        for name, model in zip(("pretrain-tiny", "second"), models[:2], strict=True)
+    ]
+    assert "ref.fa: 12,000 bases" in lines[0]
+    assert "more.fa: 2,000 bases" in lines[1]
+    card = Path("two/model/README.md").read_text()
+    for told in (
+        "64 bases; from 16 bases for 0.5 of the run up to 64", "geometric spans of 3 on average", "Muon for the",
+        "of the lowest validation loss, moving average of decay 0.9",
+    ):  # fmt: skip
+        assert told in card
+
+
+def test_card_of_another_hand_is_taken_for_text(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reference.parent)
+    assert main([*SMALL, "data.genome=ref.fa", "trainer.max_steps=0", "run_dir=zero"]) == 0
+    go_on = [*SMALL[1:], "data.genome=ref.fa", "init=zero/model", "trainer.max_steps=1", "overwrite=true"]
+    card = Path("zero/model/README.md")
+    card.write_text("# <script>x</script> [a](b)\n\n## Data\n\n" + "- some `data`\n" * 100)
+    assert main([*go_on, "run_dir=one"]) == 0
+    (line,) = began_from(Path("one/model"))
+    assert line.startswith(" script x /script   a (b) (SHA-256")
+    assert len(line) == 300
+    card.write_bytes(b"\xff")
+    assert main([*go_on, "run_dir=one"]) == 0
+    assert began_from(Path("one/model"))[0].startswith("a model without a card (SHA-256")
+
+
+@pytest.mark.parametrize("experiment", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
+def test_experiments_train(reference: Path, experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(reference.parent)
+    settings = [*SMALL, "data.context=1024", "data.genome=ref.fa", "trainer.max_steps=10", f"+experiment={experiment}"]
+    assert main(settings) == 0
+    (run_dir,) = Path("runs").iterdir()
+    assert run_dir.name == f"pretrain-tiny-{experiment.replace('_', '-')}"
+    assert Encoder.from_pretrained(run_dir / "model").config.trained_context == 1024
+    card = (run_dir / "model" / "README.md").read_text()
+    marks = {
+        "muon": "Muon for", "span_masks": "spans of 4 on average; 1 of those", "context_warmup": "from 128 bases for",
+    }  # fmt: skip
+    assert [name for name, mark in marks.items() if mark in card] == [experiment]
+
+
+def test_sweep_trains_one_model_for_each_learning_rate(reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of the README, small."""
+    monkeypatch.chdir(reference.parent)
+    sweep = ["-m", *SMALL, "data.genome=ref.fa", "trainer.max_steps=3", "trainer.learning_rate=0.002,0.004"]
+    assert main(sweep) == 0
+    folders = sorted(path.name for path in Path("runs").iterdir())
+    assert folders == [f"pretrain-tiny,trainer.learning_rate={rate}" for rate in ("0.002", "0.004")]
+    for rate, folder in zip((0.002, 0.004), folders, strict=True):
+        rows = contents(Path("runs") / folder)["metrics.csv"]
+        assert isinstance(rows, list)
+        # Step 2 of 3: a cosine's way from the warmup's end on.
+        along = (2 / 3 - 0.05) / 0.95
+        expected = rate * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * along)))
+        assert float(rows[1]["learning_rate"]) == pytest.approx(expected)
+
+
+def test_settings_of_the_recipe_are_part_of_the_run(
+    reference: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(reference.parent)
+    arguments = [*SMALL, "data.genome=ref.fa", "trainer.max_steps=1", "run_dir=out"]
+    assert main(arguments) == 0
+    for changed in (
+        "trainer.optimizer=muon", "trainer.muon_learning_rate=0.001", "trainer.muon_momentum=0.9", "trainer.ema=0.9",
+        "trainer.context_warmup=[[64,0.5]]", "trainer.patience=3", "data.masking.span=2",
+        "data.masking.span_lengths=fixed",
+    ):  # fmt: skip
+        assert main([*arguments, changed]) == 2
+        assert changed.partition("=")[0].rpartition(".")[2] in capsys.readouterr().err
+    for aside in ("trainer.spike=20", "trainer.spike_steps=5"):  # a run that they end may go on without them
+        assert main([*arguments, aside]) == 0
+        assert "there already" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        [],
+        [
+            "trainer.optimizer=muon",
+            "trainer.ema=0.99",
+            "trainer.context_warmup=[[32,0.3],[64,0.3]]",
+            "trainer.patience=9",
+        ],
+    ],
+    ids=["adamw", "muon"],
+)
+def test_kills_at_any_step_change_no_byte(reference: Path, recipe: list[str]) -> None:
+    arguments = [*SMALL, "data.genome=ref.fa", "trainer.max_steps=60", "trainer.checkpoint_every=3", *recipe]
+    whole = pretrain(reference.parent, *arguments, "run_dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    table = reference.parent / "parts" / "metrics.csv"
+    random, killed = np.random.default_rng(len(recipe)), 0
+    for at_step in sorted(random.integers(1, 58, 8).tolist()):
+        process = subprocess.Popen([*COMMAND, *arguments, "run_dir=parts"], cwd=reference.parent)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (table.exists() and len(table.read_text().splitlines()) > at_step):
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.05))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+    assert killed == 8
+    last = pretrain(reference.parent, *arguments, "run_dir=parts")
+    assert last.returncode == 0, last.stderr
+    assert contents(reference.parent / "parts") == contents(reference.parent / "whole")
 
 
 @pytest.mark.parametrize("server", ["own", "of another folder"])
@@ -154,7 +303,8 @@ def test_wandb_offline(reference: Path, server: str, monkeypatch: pytest.MonkeyP
         reference.parent, "data.genome=ref.fa", *SMALL, "trainer.max_steps=3", "run_dir=out", "logger=wandb", env=env
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    wandb_file(reference.parent / "out", "gradient_norm", "baseline_interpolated")
+    names = ("gradient_norm", "baseline_interpolated", "input_wait", "activation_rms_1", "activation_rms_2", "context")
+    wandb_file(reference.parent / "out", *names)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +20,10 @@ import torch
 
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning, ModelFormatError
+from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning, ModelFormatError, OutputError
 from genosparse.loggers import CsvTable, Logger
 from genosparse.pretraining import Corpus, HeldOut, MaskingSettings, TrainerSettings, TrainingResult, evaluate, train
-from genosparse.pretraining.loop import COLUMNS, TIMED_COLUMNS
+from genosparse.pretraining.loop import TIMED_COLUMNS, columns
 from genosparse.pretraining.masking import MaskedWindows
 from genosparse.readers import Genome
 
@@ -60,7 +63,7 @@ def run(
     tables: list[CsvTable] = []
 
     def open_log(last_step: int) -> Logger:
-        tables.append(CsvTable(run_dir / "metrics.csv", COLUMNS, last_step=last_step))
+        tables.append(CsvTable(run_dir / "metrics.csv", columns(2), last_step=last_step))
         return Logger(tables[0])
 
     examples = examples or MaskedWindows(corpus, MaskingSettings(), seed=1)
@@ -117,8 +120,16 @@ def kill() -> None:
     raise Killed
 
 
-@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "batch_bases": 256}, {"workers": 2}])
-def test_resumed_run_equals_an_uninterrupted_one(corpus: Corpus, tmp_path: Path, changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"accumulate": 2, "batch_bases": 256},
+        {"workers": 2},
+        {"optimizer": "muon", "ema": 0.9, "patience": 3, "spike": 50, "context_warmup": [[16, 0.4], [32, 0.4]]},
+    ],
+)
+def test_resumed_run_equals_an_uninterrupted_one(corpus: Corpus, tmp_path: Path, changes: dict[str, Any]) -> None:
     whole, _, expected = run(corpus, tmp_path / "whole", make_settings(**{**changes, "workers": 0}))
     settings = make_settings(checkpoint_every=6, **changes)
     # Killed in step 9, with a checkpoint of step 6: what came after it is thrown away and done again.
@@ -211,11 +222,11 @@ def test_schedule() -> None:
     assert TrainerSettings(max_steps=1, batch_bases=100, accumulate=3).bases_per_step(400) == 1200
     assert [settings.is_over(*at) for at in ((99, 9.9), (100, 1), (50, 10))] == [False, True, True]
     assert TrainerSettings(max_minutes=10).progress(50, 8) == 0.8
-    assert settings.learning_rate_at(0.0) == 0.0
-    assert settings.learning_rate_at(0.05) == pytest.approx(5e-3)
-    assert settings.learning_rate_at(0.1) == pytest.approx(1e-2)
-    assert settings.learning_rate_at(0.55) == pytest.approx(1e-2 * 0.55)
-    assert settings.learning_rate_at(1.0) == pytest.approx(1e-3)
+    assert settings.schedule_at(0.0) == 0.0
+    assert settings.schedule_at(0.05) == pytest.approx(0.5)
+    assert settings.schedule_at(0.1) == pytest.approx(1.0)
+    assert settings.schedule_at(0.55) == pytest.approx(0.55)
+    assert settings.schedule_at(1.0) == pytest.approx(0.1)
 
 
 def test_first_step_trains_and_the_last_ends_the_schedule(corpus: Corpus, tmp_path: Path) -> None:
@@ -267,7 +278,7 @@ def test_gradient_is_clipped(corpus: Corpus, tmp_path: Path, clip: float | None,
     _, _, rows = run(corpus, tmp_path / "run", make_settings(max_steps=1, clip=clip, beta1=0.5), encoder)
     norm = float(rows[0]["gradient_norm"])
     assert norm > 2  # more than the default allows
-    states = torch.load(tmp_path / "run" / "checkpoint.pt")["optimizer"]["state"].values()
+    states = torch.load(tmp_path / "run" / "checkpoint.pt")["optimizers"][0]["state"].values()
     given = math.sqrt(sum(float(state["exp_avg"].square().sum()) for state in states)) / 0.5
     assert given == pytest.approx(norm if expected is None else expected, rel=1e-3)
 
@@ -316,6 +327,19 @@ def test_products_are_of_the_precision_asked_for(corpus: Corpus, tmp_path: Path,
         ({"learning_rate": "fast"}, r"trainer\.learning_rate='fast'"),
         ({"learning_rate": None}, r"trainer\.learning_rate=None"),
         ({"weight_decay": True}, r"trainer\.weight_decay=True"),
+        ({"optimizer": "lion"}, r"trainer\.optimizer=lion is unknown; choose one of adamw, muon"),
+        ({"muon_learning_rate": None}, r"trainer\.muon_learning_rate=None"),
+        ({"muon_momentum": 1}, r"trainer\.muon_momentum=1"),
+        ({"ema": 1.0}, r"trainer\.ema=1\.0: expected a finite number above 0 and below 1"),
+        ({"spike": 0}, r"trainer\.spike=0: expected a finite number above 0"),
+        ({"spike_steps": 0}, r"trainer\.spike_steps=0"),
+        ({"patience": 0}, r"trainer\.patience=0: expected a whole number of at least 1"),
+        ({"context_warmup": 32}, r"trainer\.context_warmup=32: expected pairs of bases and a fraction of the run"),
+        ({"context_warmup": []}, r"trainer\.context_warmup=\[\]: expected pairs"),
+        ({"context_warmup": [[32.5, 0.1]]}, r"the bases of trainer\.context_warmup=32\.5: expected a whole number"),
+        ({"context_warmup": [[32, 1]]}, r"the fraction of trainer\.context_warmup=1"),
+        ({"context_warmup": [[32, 0.1], [32, 0.1]]}, r"expected longer windows from stage to stage"),
+        ({"context_warmup": [[16, 0.5], [32, 0.5]]}, r"leave nothing of the run for data\.context"),
         ({"max_minutes": math.nan}, r"trainer\.max_minutes=nan: expected a finite number of at least 0"),
         ({"max_minutes": math.inf}, r"trainer\.max_minutes=inf"),
         ({"workers": None}, r"trainer\.workers=None"),
@@ -349,7 +373,7 @@ def test_divergence_stops_the_run_and_keeps_weights_and_checkpoint(corpus: Corpu
         return output
 
     broken.head.register_forward_hook(poison)
-    with pytest.raises(GenosparseError, match=f"{at} of step 4 is nan"):
+    with pytest.raises(GenosparseError, match=f"{at} of step 4 is nan, with the windows 24 to 31 of the run's seed"):
         run(corpus, tmp_path / "run", make_settings(validate_every=100), broken)
     assert (tmp_path / "run" / "checkpoint.pt").read_bytes() == before
     assert all(weight.isfinite().all() for weight in broken.parameters())
@@ -380,3 +404,257 @@ def test_lack_of_memory_is_not_called_damage(corpus: Corpus, tmp_path: Path, mon
         monkeypatch.setattr(encoder, "load_state_dict", lambda state, kind=kind: (_ for _ in ()).throw(kind("full")))
         with pytest.raises(kind, match="full"):
             run(corpus, tmp_path / "run", make_settings(), encoder)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+def test_muon_moves_the_matrices_and_adamw_the_rest(corpus: Corpus, tmp_path: Path) -> None:
+    """A first step of Muon is orthogonal times 0.2 sqrt(rows or columns), one of AdamW plus or minus its rate."""
+    settings = make_settings(
+        max_steps=1, optimizer="muon", muon_learning_rate=1e-3, learning_rate=1e-4, weight_decay=0.0,
+        final_learning_rate=1.0,
+    )  # fmt: skip
+    encoder = make_encoder()
+    torch.nn.init.normal_(encoder.head.linear.weight, std=0.5)
+    before = {name: weight.detach().clone() for name, weight in encoder.named_parameters()}
+    run(corpus, tmp_path / "run", settings, encoder)
+    for name, weight in encoder.named_parameters():
+        step = weight.detach() - before[name]
+        if name.startswith("blocks."):
+            values = torch.linalg.svdvals(step) / (1e-3 * 0.2 * math.sqrt(max(step.shape)))
+            # Newton and Schulz's iteration is cut short: some 0.7 to 1.2, less where the gradient is next to none.
+            assert values[3] > 0.5, name
+            assert values[0] < 1.3, name
+        else:
+            assert step.abs().max() == pytest.approx(1e-4, rel=0.02), name
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt")
+    assert [set(state["state"][0]) for state in checkpoint["optimizers"]] == [
+        {"momentum_buffer"}, {"step", "exp_avg", "exp_avg_sq"},
+    ]  # fmt: skip
+
+
+def test_missing_muon_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    make_settings()
+    with pytest.raises(ConfigError, match=r"trainer\.optimizer=muon needs torch\.optim\.Muon, which torch .* lacks"):
+        make_settings(optimizer="muon")
+
+
+def test_moving_average_is_validated_and_kept(corpus: Corpus, tmp_path: Path) -> None:
+    encoder, seen = make_encoder(), []
+
+    def remember(module: Encoder, inputs: object, output: object) -> None:
+        if module.training:  # what the step before left
+            seen.append([weight.detach().clone() for weight in module.parameters()])
+
+    encoder.register_forward_hook(remember)
+    settings = make_settings(max_steps=4, ema=0.35, validate_every=2, validation_bases=10**6, learning_rate=3e-2)
+    run(corpus, tmp_path / "run", settings, encoder)
+    _, _, rows = run(corpus, tmp_path / "run", settings, encoder)  # which only reads the checkpoint
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt")["encoder"]
+    seen.append([checkpoint[name] for name, _ in encoder.named_parameters()])
+    average = seen[0]
+    for decay, weights in zip((2 / 11, 3 / 12, 4 / 13, 0.35), seen[1:], strict=True):
+        average = [decay * mean + (1 - decay) * weight for mean, weight in zip(average, weights, strict=True)]
+    for mean, weight, last in zip(average, encoder.parameters(), seen[-1], strict=True):
+        torch.testing.assert_close(weight, mean, rtol=1e-5, atol=1e-6)
+        assert not weight.equal(last)
+    assert [row["val_weights"] for row in rows] == ["", "ema", "", "ema"]
+    kept = evaluate(encoder, HeldOut(corpus, 0), batch_windows=8)["loss"]
+    assert float(rows[-1]["val_loss"]) == pytest.approx(kept, rel=1e-6)
+
+
+def shown_in(encoder: Encoder, passes: list[torch.Tensor]) -> Encoder:
+    """Collect the tokens of the training passes."""
+    encoder.register_forward_hook(lambda module, inputs, output: passes.append(inputs[0]) if module.training else None)
+    return encoder
+
+
+def test_context_warmup_shows_the_same_bases_in_pieces(corpus: Corpus, tmp_path: Path) -> None:
+    plain: list[torch.Tensor] = []
+    staged: list[torch.Tensor] = []
+    run(corpus, tmp_path / "plain", make_settings(max_steps=8), shown_in(make_encoder(), plain))
+    settings = make_settings(max_steps=8, context_warmup=[[16, 0.25], [32, 0.5]])
+    _, result, rows = run(corpus, tmp_path / "staged", settings, shown_in(make_encoder(), staged))
+    assert [tuple(tokens.shape) for tokens in staged] == [(32, 16)] * 2 + [(16, 32)] * 4 + [(8, 64)] * 2
+    assert all(some.reshape(8, 64).equal(other) for some, other in zip(staged, plain, strict=True))
+    assert [row["context"] for row in rows] == ["16"] * 2 + ["32"] * 4 + ["64"] * 2
+    assert [int(row["bases"]) for row in rows] == [512 * step for step in range(1, 9)]
+    assert result.context == 64
+
+
+def test_context_warmup_follows_the_clock_over_all_starts(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A clock of our own, so that the stages do not depend on the machine: a second passes with each look at it.
+    monkeypatch.setattr("genosparse.pretraining.loop.time", SimpleNamespace(monotonic=itertools.count().__next__))
+    settings = make_settings(
+        max_steps=None, max_minutes=2, context_warmup=[[16, 0.3], [32, 0.3]], validate_every=1000, checkpoint_every=1
+    )
+    with pytest.raises(Killed):
+        run(corpus, tmp_path / "run", settings, at_pass(make_encoder(), 7, kill))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoint.pt")
+    assert checkpoint["step"] == 6
+    assert 0.6 < checkpoint["minutes"] < 1.2
+    assert checkpoint["longest_context"] == 32
+    passes: list[torch.Tensor] = []
+    _, result, rows = run(corpus, tmp_path / "run", settings, shown_in(make_encoder(), passes))
+    # It goes on in the second stage, and the third comes when both starts together have had their time.
+    contexts = [tokens.shape[1] for tokens in passes]
+    assert contexts == sorted(contexts)
+    assert contexts[0] == 32
+    assert contexts[-1] == result.context == 64
+    assert [int(row["context"]) for row in rows[6:]] == contexts
+
+
+def test_trained_context_is_that_which_was_reached(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(max_steps=12, context_warmup=[[16, 0.5]])
+    interrupted = at_pass(make_encoder(), 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    _, result, _ = run(corpus, tmp_path / "run", settings, interrupted)
+    assert (result.step, result.context) == (3, 16)
+    _, result, _ = run(corpus, tmp_path / "run", settings)
+    assert result.context == 64
+
+
+@pytest.mark.parametrize("bases, near", [(24, "16"), (64, "32"), (3, "2")])
+def test_stage_that_cuts_no_window_evenly_is_refused(corpus: Corpus, tmp_path: Path, bases: int, near: str) -> None:
+    with pytest.raises(ConfigError, match=rf"stage of {bases} bases, .* data\.context=64 and divide it; take {near}$"):
+        run(corpus, tmp_path / "run", make_settings(context_warmup=[[bases, 0.1]]))
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_lost_patience_ends_the_run_with_the_best_weights(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(
+        max_steps=400, learning_rate=0.3, warmup=0.2, clip=None, validate_every=4, patience=2, log_every=100,
+        validation_bases=10**6,
+    )  # fmt: skip
+    encoder, result, rows = run(corpus, tmp_path / "run", settings)
+    losses = {int(row["step"]): float(row["val_loss"]) for row in rows if row["val_loss"]}
+    assert result.lost_patience
+    assert 8 < result.step < 400
+    assert result.kept_step == min(losses, key=losses.__getitem__) == result.step - 2 * 4
+    kept = evaluate(encoder, HeldOut(corpus, 0), batch_windows=8)["loss"]
+    assert kept == pytest.approx(losses[result.kept_step], rel=1e-6)
+    again = at_pass(make_encoder(), 1, kill)  # which has no step to do
+    _, resumed, _ = run(corpus, tmp_path / "run", settings, again)
+    assert again.fingerprint() == encoder.fingerprint()
+    assert (resumed.step, resumed.kept_step, resumed.lost_patience) == (result.step, result.kept_step, True)
+
+
+def test_patience_looks_at_the_last_weights_and_not_at_those_of_short_contexts(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(
+        max_steps=10, learning_rate=0, validate_every=2, patience=3, context_warmup=[[16, 0.5]], log_every=100
+    )
+    _, result, rows = run(corpus, tmp_path / "run", settings)
+    # No learning, no change: validations of steps 2 and 4 are of the short stage, that of step 6 is the best.
+    assert [row["step"] for row in rows] == ["2", "4", "6", "8", "10"]
+    assert (result.step, result.kept_step, result.lost_patience) == (10, 6, False)
+    _, result, rows = run(corpus, tmp_path / "odd", make_settings(max_steps=5, patience=9, log_every=100))
+    assert [row["step"] for row in rows] == ["4", "5"]
+    assert result.kept_step == 5
+
+
+def test_patience_without_anything_held_out_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.patience=1 goes by held-out sequence, and none is held out"):
+        train(
+            make_encoder(), MaskedWindows(corpus, MaskingSettings(), seed=1), make_settings(patience=1),
+            run_dir=tmp_path, context=64, precision="float32", held_out=None, open_log=lambda step: Logger(None),
+        )  # fmt: skip
+
+
+def shouting(first: int, last: int) -> Encoder:
+    """An encoder whose logits are a thousand times as large in some of its training passes."""
+    encoder, passes = make_encoder(), itertools.count(1)
+    torch.nn.init.normal_(encoder.head.linear.weight, std=0.1)
+
+    def shout(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        if not encoder.training:
+            return output
+        return output * 1000 if first <= next(passes) <= last else output
+
+    encoder.head.register_forward_hook(shout)
+    return encoder
+
+
+def test_spikes_in_a_row_end_the_run_and_keep_what_was_before(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(max_steps=44, spike=10, spike_steps=3, checkpoint_every=20, validate_every=1000)
+    pattern = (
+        r"the loss has been [\d.]+, [\d.]+, [\d.]+ up to step 42, with the windows 328 to 335 of the run's seed: "
+        r"above the median 1\.\d+ of the steps before by more than trainer\.spike=10 times their spread"
+    )
+    with pytest.raises(GenosparseError, match=pattern):
+        run(corpus, tmp_path / "run", settings, shouting(40, 44))
+    assert torch.load(tmp_path / "run" / "checkpoint.pt")["step"] == 20  # step 40 is a spike, and not saved
+    # The same command meets it again, and without the watch the run goes on.
+    with pytest.raises(GenosparseError, match=pattern):
+        run(corpus, tmp_path / "run", settings, shouting(20, 24))
+    settings = make_settings(max_steps=44, checkpoint_every=20, validate_every=1000)
+    assert run(corpus, tmp_path / "run", settings, shouting(20, 24))[1].step == 44
+
+
+def test_short_spikes_are_let_pass(corpus: Corpus, tmp_path: Path) -> None:
+    settings = make_settings(max_steps=40, spike=10, spike_steps=3, checkpoint_every=100, validate_every=1000)
+    _, result, rows = run(corpus, tmp_path / "run", settings, shouting(36, 37))
+    assert result.step == 40
+    assert float(rows[35]["loss"]) > 2 * float(rows[34]["loss"])
+
+
+def test_activations_are_those_of_the_blocks(corpus: Corpus, tmp_path: Path) -> None:
+    tables = []
+    for checkpointing in (False, True):
+        encoder, seen = make_encoder(), []
+        encoder.blocks[1].register_forward_hook(
+            lambda module, inputs, output, seen=seen: seen.append(output.detach().square().mean().sqrt().item())
+        )
+        settings = make_settings(
+            max_steps=4, log_every=2, accumulate=2, activation_checkpointing=checkpointing, validate_every=3
+        )
+        _, _, rows = run(corpus, tmp_path / f"{checkpointing}", settings, encoder)
+        tables.append([row["activation_rms_2"] for row in rows])
+        if not checkpointing:
+            # Steps of two passes, of which the second is told; step 3 is validated, in passes of its own.
+            assert float(rows[0]["activation_rms_2"]) == pytest.approx(seen[3], rel=1e-4)
+            assert rows[1]["activation_rms_2"] == rows[1]["gradient_norm"] == ""
+            assert float(rows[2]["activation_rms_2"]) == pytest.approx(seen[-1], rel=1e-4)
+    assert tables[0] == tables[1]
+
+
+def test_waiting_for_windows_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    class Slow(MaskedWindows):
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(0.02)
+            return super().__getitem__(index)
+
+    settings = make_settings(max_steps=3)
+    slow = Slow(corpus, MaskingSettings(), seed=1)
+    _, _, rows = run(corpus, tmp_path / "slow", settings, examples=slow)
+    assert all(0 < float(row["input_wait"]) <= 1 for row in rows)
+
+    def waited() -> float:
+        return sum(float(row["input_wait"]) * 512 / float(row["bases_per_second"]) for row in rows)
+
+    slow_wait = waited()
+    assert slow_wait >= 0.98 * 3 * 8 * 0.02
+    _, _, rows = run(corpus, tmp_path / "fast", settings)
+    assert 0 < waited() < slow_wait
+
+
+def test_full_disk_leaves_the_checkpoint_from_before(corpus: Corpus, tmp_path: Path) -> None:
+    whole, _, _ = run(corpus, tmp_path / "whole", make_settings(max_steps=9))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    interrupted = at_pass(make_encoder(), 4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    run(corpus, tmp_path / "run", make_settings(max_steps=9), interrupted)
+    before = checkpoint.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The table has room, the checkpoint has not.
+    fill = at_pass(make_encoder(), 1, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1])))
+    assert len(before) > 40_000
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*checkpoint\.pt: .*; free some space first"):
+            run(corpus, tmp_path / "run", make_settings(max_steps=9), fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert checkpoint.read_bytes() == before
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "metrics.csv"]
+    resumed, result, _ = run(corpus, tmp_path / "run", make_settings(max_steps=9))
+    assert result.step == 9
+    assert resumed.fingerprint() == whole.fingerprint()

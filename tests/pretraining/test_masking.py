@@ -5,7 +5,7 @@ import pytest
 
 from genosparse.errors import ConfigError
 from genosparse.pretraining import MaskingSettings, mask_window
-from genosparse.pretraining.masking import NO_TARGET
+from genosparse.pretraining.masking import NO_TARGET, _hidden
 from genosparse.pretraining.windows import Window
 from genosparse.tokenizers import MASK, NucleotideTokenizer
 
@@ -33,6 +33,54 @@ def test_shares_are_those_asked_for() -> None:
     assert set(np.unique(shown[changed])) == {1, 2, 4, 8}
     assert (2 ** classes[chosen] == window.tokens[chosen]).all()
     assert ((weights > 0) == chosen).all()
+
+
+@pytest.mark.parametrize(
+    "rate, span, lengths",
+    [
+        (0.15, 1, "geometric"),
+        (0.5, 1.5, "geometric"),
+        (0.15, 6, "geometric"),
+        (1.0, 6, "geometric"),
+        (0.5, 4, "fixed"),
+        (0.15, 40, "fixed"),
+        (1.0, 4, "fixed"),
+    ],
+)
+def test_every_base_is_as_likely_in_spans_of_any_length(rate: float, span: float, lengths: str) -> None:
+    random, windows = np.random.default_rng(3), 4000
+    settings = MaskingSettings(rate=rate, span=span, span_lengths=lengths)
+    seen = np.mean([_hidden(30, settings, random)[0] for _ in range(windows)], axis=0)
+    assert np.abs(seen - rate).max() <= 4.5 * np.sqrt(rate * (1 - rate) / windows)
+
+
+@pytest.mark.parametrize("span, lengths", [(5, "geometric"), (5, "fixed")])
+def test_spans_have_the_length_asked_for_and_are_shown_alike(span: int, lengths: str) -> None:
+    settings = MaskingSettings(rate=0.2, span=span, span_lengths=lengths)
+    chosen, fate = _hidden(200_000, settings, np.random.default_rng(1))
+    ends = np.flatnonzero(np.diff(fate)) + 1  # a fate is of one stretch or gap
+    kinds, sizes = chosen[np.append(0, ends)][1:-1], np.diff(np.append(0, ends), append=len(fate))[1:-1]
+    assert all(len(set(part)) == 1 for part in np.split(chosen, ends))
+    spans = sizes[kinds]
+    assert spans.mean() == pytest.approx(span, rel=0.03)
+    assert spans.std() == pytest.approx(0 if lengths == "fixed" else np.sqrt(span * (span - 1)), rel=0.05)
+    assert len(spans) == pytest.approx(200_000 * 0.2 / span, rel=0.05)
+
+
+def test_stretch_is_shown_as_mask_or_random_as_a_whole_and_mask_alone_can_be_asked_for() -> None:
+    window, random = make_window(), np.random.default_rng(1)
+    values = {"rate": 0.02, "span": 12, "span_lengths": "fixed", "reverse_complement": False}
+    shown, classes, *_ = mask_window(window, MaskingSettings(mask_share=0.5, random_share=0.5, **values), random)
+    runs = np.split(shown, np.flatnonzero(np.diff(classes != NO_TARGET)) + 1)[int(classes[0] == NO_TARGET) :: 2]
+    whole = [run for run in runs if len(run) == 12]  # two that touch are of two kinds
+    shares = [(run == MASK).mean() for run in whole]
+    assert set(shares) == {0.0, 1.0}
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.2)
+    for more in ({}, {"span": 1}):
+        settings = MaskingSettings(mask_share=1.0, random_share=0.0, **{**values, **more})
+        shown, classes, *_ = mask_window(window, settings, random)
+        assert ((shown == MASK) == (classes != NO_TARGET)).all()
+        assert (shown == MASK).any()
 
 
 def test_ambiguous_bases_are_never_targets_nor_changed() -> None:
@@ -72,6 +120,9 @@ def test_soft_mask_turns_with_the_strand_and_weighs_less() -> None:
         ({"rate": 1.5}, r"rate=1\.5"),
         ({"rate": None}, r"rate=None"),
         ({"rate": True}, r"rate=True"),
+        ({"span": 0.5}, r"span=0\.5: expected a finite number of at least 1"),
+        ({"span": 2.5, "span_lengths": "fixed"}, r"span=2\.5: expected a whole number"),
+        ({"span_lengths": "poisson"}, r"span_lengths=poisson is unknown; choose one of geometric, fixed"),
         ({"mask_share": "0.8"}, r"mask_share='0\.8'"),
         ({"mask_share": 0.8, "random_share": 0.3}, r"mask_share=0\.8 and data\.masking\.random_share=0\.3"),
         ({"soft_mask_weight": -1}, r"soft_mask_weight=-1: expected a finite number of at least 0 and at most 1"),
