@@ -12,6 +12,7 @@ __all__ = [
     "CHANNEL_UNITS",
     "LOGARITHMIC",
     "check_channel_names",
+    "other_strand",
     "reverse_complement_channels",
 ]
 
@@ -49,6 +50,20 @@ def check_channel_names(names: Sequence[str]) -> tuple[str, ...]:
     return names
 
 
+def other_strand(names: Sequence[str]) -> list[int]:
+    """Which channel of one strand is each channel of the other, ``[C]``: that of the complementary base.
+
+    Raises:
+        ConfigError: They hold some of the four bases and not all, or ``reverse_strand`` without ``depth``.
+    """
+    names = check_channel_names(names)
+    if 0 < sum(name in _COMPLEMENT for name in names) < len(_COMPLEMENT):
+        raise ConfigError(f"channels {list(names)} have no other strand: they hold some of A, C, G, T and not all")
+    if "reverse_strand" in names and "depth" not in names:
+        raise ConfigError(f"channels {list(names)} have no other strand: reverse_strand needs depth beside it")
+    return [names.index(_COMPLEMENT.get(name, name)) for name in names]
+
+
 def reverse_complement_channels(values: NDArray[np.float32], names: Sequence[str] = CHANNELS) -> NDArray[np.float32]:
     """The channels of the other strand, in its order; twice gives the same again, but for rounding.
 
@@ -62,13 +77,9 @@ def reverse_complement_channels(values: NDArray[np.float32], names: Sequence[str
     Raises:
         ConfigError: They hold some of the four bases and not all, or ``reverse_strand`` without ``depth``.
     """
-    names = check_channel_names(names)
-    if 0 < sum(name in _COMPLEMENT for name in names) < len(_COMPLEMENT):
-        raise ConfigError(f"channels {list(names)} have no other strand: they hold some of A, C, G, T and not all")
-    turned = values[::-1, [names.index(_COMPLEMENT.get(name, name)) for name in names]].copy()
+    names = tuple(names)
+    turned = values[::-1, other_strand(names)].copy()
     if "reverse_strand" in names:
-        if "depth" not in names:
-            raise ConfigError(f"channels {list(names)} have no other strand: reverse_strand needs depth beside it")
         column = names.index("reverse_strand")
         turned[:, column] = np.where(turned[:, names.index("depth")] > 0, 1 - turned[:, column], 0)
     return turned

@@ -89,7 +89,8 @@ def embed(
         intervals: What to embed; each at most ``encoder.config.max_length`` bases.
         layer: 0 is the input embedding, l the output of block l, -1 the output of the last after the final norm.
         pool: ``"mean"``: one row per interval; ``"base"``: one per base; a whole number: one per bin of so many bases.
-        both_strands: Average the hidden states of both strands, position by position.
+        both_strands: Average the hidden states of both strands, position by position. With ``strands="shared"`` one
+            pass sees both strands, and this makes either half of the channels the mean of the two.
         batch_bases: Bases per forward pass (at least one interval); bounds memory; changes results by rounding only.
         alignments: Reads on the genome, for an encoder that takes channels of them; channels are 0 where there are
             none. ``GenomeChannels`` are matched and checked once for many calls.

@@ -17,10 +17,13 @@ from genosparse.encoder.layers import (
     BaseHead,
     Block,
     ChannelProjection,
+    Convolution,
     RMSNorm,
+    StrandOrder,
     TokenEmbedding,
     rotary_angles,
     rotary_turns,
+    strand_order,
 )
 from genosparse.errors import ConfigError, SequenceError
 from genosparse.tokenizers import MASK, PAD, N
@@ -46,11 +49,12 @@ class Encoder(nn.Module):
         self.activation_checkpointing = False
         self.embedding = TokenEmbedding(config)
         self.channel_projection = ChannelProjection(config) if config.channels else None
-        self.global_tokens = nn.Parameter(torch.empty(config.num_global, config.d_model))
+        self.convolution = Convolution(config) if config.convolution else None
+        self.global_tokens = nn.Parameter(torch.empty(config.num_global, config.d_model // config.num_strands))
         nn.init.normal_(self.global_tokens)
         self.blocks = nn.ModuleList(Block(config, config.pattern_of(layer)) for layer in range(config.num_layers))
         self.final_norm = RMSNorm(config.norm_eps)
-        self.head = BaseHead(config)
+        self.head = BaseHead(config, self.embedding)
         self._rotary: Tensor | None = None
 
     @property
@@ -71,12 +75,14 @@ class Encoder(nn.Module):
 
         Args:
             tokens: Token ids ``[B, N]``, any integer type; shorter rows are padded with PAD at the end.
-            layer: 0, the input embedding; ``l``, the output of block ``l``; -1, the last after the final norm.
+            layer: 0, the input embedding, with the convolution where there is one; ``l``, the output of block ``l``;
+                -1, the last after the final norm.
             channels: What alignments say of each base, ``[B, N, F]`` in the order of ``config.channels``, as
                 ``Alignments.channels`` gives them; not seen where the token is MASK. None is the same as all 0.
 
         Returns:
-            ``[B, N, d_model]``.
+            ``[B, N, d_model]``. With ``strands="shared"`` the first half of the channels is what the given strand says
+            of a base, the second half what the other strand says of the same base.
 
         Raises:
             SequenceError: The shape is not ``[B, N]``, or an id is no nt16 code and not MASK.
@@ -88,24 +94,32 @@ class Encoder(nn.Module):
                 f"layer={layer}: expected 0 (input embedding) to {self.config.num_layers}, or -1 for the last"
             )
         self._check_tokens(tokens)
-        num_global = self.config.num_global
+        num_global, num_strands = self.config.num_global, self.config.num_strands
+        visible = (tokens != PAD) & (tokens != N)
         hidden = self.embedding(tokens)
+        if self.convolution is not None:
+            shares = self.embedding.shares[tokens.int()]
+            hidden = self.convolution(hidden, torch.where(visible[..., None], shares, 0.0))
         if channels is not None:
             hidden = hidden + self._project_channels(channels, tokens)
         if layer == 0:
             return hidden
-        front = self.global_tokens.expand(tokens.shape[0], -1, -1)
-        visible = (tokens != PAD) & (tokens != N)
+        front = self.global_tokens.repeat(1, num_strands).expand(tokens.shape[0], -1, -1)
         hidden = torch.cat([front, hidden], dim=1)
         key_mask: Tensor | None = torch.cat([visible.new_ones(tokens.shape[0], num_global), visible], dim=1)
         if not torch.compiler.is_compiling() and bool(visible.all()):
             key_mask = None  # which spares every layer the look at it
+        strands: StrandOrder | None = None
+        if num_strands == 2:
+            strands = strand_order(tokens, num_global)
+            if key_mask is not None:
+                key_mask = key_mask.flatten()[strands.apart // 2]
         rotary = self._rotary_angles(hidden.shape[1])
         for block in self.blocks[: layer if layer > 0 else None]:
             if self.activation_checkpointing and torch.is_grad_enabled():
-                hidden = checkpoint(block, hidden, rotary, key_mask, use_reentrant=False)
+                hidden = checkpoint(block, hidden, rotary, key_mask, strands, use_reentrant=False)
             else:
-                hidden = block(hidden, rotary, key_mask)
+                hidden = block(hidden, rotary, key_mask, strands)
         hidden = hidden[:, num_global:]
         return self.final_norm(hidden) if layer == -1 else hidden
 

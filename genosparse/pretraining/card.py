@@ -8,7 +8,7 @@ from pathlib import Path
 
 import genosparse
 from genosparse.attention import SparsePattern
-from genosparse.encoder import Encoder
+from genosparse.encoder import Encoder, EncoderConfig
 
 __all__ = ["lineage", "model_card"]
 
@@ -45,7 +45,7 @@ def model_card(
     """
     config = encoder.config
     defaults = SparsePattern().to_dict()
-    patterns = "; ".join(
+    patterns = "; then ".join(
         ", ".join(f"{key}={value}" for key, value in pattern.to_dict().items() if value != defaults[key])
         for pattern in config.patterns
     )
@@ -56,6 +56,7 @@ def model_card(
         f"{config.num_layers} layers, width {config.d_model}, {config.num_heads} heads ({config.kv_heads} for keys and "
         f"values), attention {patterns}.",
         "",
+        *_about_options(config),
         "```python",
         "import genosparse as gs",
         'encoder = gs.Encoder.from_pretrained("path/to/this/folder")',
@@ -112,6 +113,21 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _about_options(config: EncoderConfig) -> list[str]:
+    lines = []
+    if config.convolution:
+        lines.append(f"- Gated motifs of {config.convolution} bases are added to the embedding.")
+    if config.strands == "shared":
+        lines.append(
+            "- One set of weights reads both strands: the hidden states of the reverse complement are these mirrored, "
+            "with their two halves exchanged, and its logits are the complement's. The mean of both strands says what "
+            "one of them does; the mean of the halves of an embedding is the same for either strand."
+        )
+    if config.head == "tied":
+        lines.append("- Logits are products with the token embedding's vectors of the bases.")
+    return [*lines, ""] if lines else []
 
 
 def _about_channels(channels: Sequence[str]) -> list[str]:

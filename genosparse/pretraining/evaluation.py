@@ -141,7 +141,8 @@ def evaluate(
         held_out: Windows and sites.
         batch_windows: Windows per forward pass.
         most_windows: Evaluate this many windows alone, evenly spread.
-        both_strands: Average the log-probabilities of the two strands (normalized again) before measuring.
+        both_strands: Average the log-probabilities of the two strands (normalized again) before measuring. An encoder
+            with ``strands="shared"`` says the same of both.
         autocast: Context of the forward passes.
 
     Returns:

@@ -337,7 +337,8 @@ def score_variants(
 ) -> VariantScores:
     """Score variants against their reference genome.
 
-    ``llr`` is the mean over both strands of ``log P(alt) - log P(ref)`` with the site masked. The window of a site is
+    ``llr`` is the mean over both strands of ``log P(alt) - log P(ref)`` with the site masked; of an encoder with
+    ``strands="shared"`` both strands give the same, to rounding. The window of a site is
     ``context`` bases centred on it, shifted at the contig's ends; the minus strand sees the reverse complement of the
     same bases; on a circular contig it goes on at the other end instead of being shifted. Lower case in the genome or
     the alleles makes no difference.

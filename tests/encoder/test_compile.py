@@ -29,15 +29,26 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.fixture
-def encoder() -> Encoder:
+def encoder(request: pytest.FixtureRequest) -> Encoder:
     """Two layers of different patterns, with every rule in use, global tokens and shared KV heads."""
+    options = getattr(request, "param", {})
     torch.manual_seed(0)
     patterns = (
         SparsePattern(window=5, stride=8, num_global=2),
         SparsePattern(window=9, stride=16, stagger=True, num_global=2, num_random_blocks=1),
     )
-    config = EncoderConfig(d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, patterns=patterns, max_length=512)
+    config = EncoderConfig(
+        d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, patterns=patterns, max_length=512, **options
+    )
     return Encoder(config).eval()
+
+
+ALL_OPTIONS = {"convolution": 5, "strands": "shared", "head": "tied"}
+with_and_without_options = pytest.mark.parametrize(
+    "encoder",
+    [pytest.param({}, id="plain"), pytest.param(ALL_OPTIONS, id="options", marks=pytest.mark.slow)],
+    indirect=True,
+)
 
 
 def random_tokens(*shape: int) -> Tensor:
@@ -85,6 +96,7 @@ def test_compiled_block_is_the_block(encoder: Encoder) -> None:
     assert_close([out, *gradients(out, inputs)], [expected, *gradients(expected, inputs)])
 
 
+@with_and_without_options
 def test_encoder_is_one_graph_for_any_length(encoder: Encoder) -> None:
     graphs: list[torch.fx.GraphModule] = []
     weights = [weight for name, weight in encoder.named_parameters() if not name.startswith("head.")]
@@ -100,6 +112,7 @@ def test_encoder_is_one_graph_for_any_length(encoder: Encoder) -> None:
         encoder(random_tokens(1, 513))
 
 
+@with_and_without_options
 def test_encoder_compiles_without_gradients_in_one_graph_at_lengths_beyond_a_chunk(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,6 +141,7 @@ def test_encoder_compiles_with_activation_checkpointing_and_under_autocast(encod
 
 @needs_compiler
 @pytest.mark.slow
+@with_and_without_options
 def test_encoder_compiled_by_inductor_is_the_encoder(encoder: Encoder) -> None:
     compiled = torch.compile(encoder.base_logits, fullgraph=True)
     weights = list(encoder.parameters())
@@ -149,7 +163,12 @@ def test_compiled_angles_are_exact_at_a_million_positions() -> None:
         assert abs(turns[1, pair, 1] - math.sin(angle)) < 1e-6
 
 
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    "encoder, grad",
+    [({}, True), ({}, False), (ALL_OPTIONS, True)],
+    indirect=["encoder"],
+    ids=["plain", "no-grad", "options"],
+)
 def test_exported_encoder_serves_every_length_and_can_be_trained(
     encoder: Encoder, grad: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +210,7 @@ def test_checkpointed_blocks_are_computed_twice_for_the_same_gradients(encoder: 
     assert all(torch.equal(got, want) for got, want in zip(found, expected, strict=True))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("encoder, checkpointing", [({}, False), ({}, True), (ALL_OPTIONS, True)], indirect=["encoder"])
 def test_autocast_computes_in_bfloat16_and_stays_near_float32(encoder: Encoder, checkpointing: bool) -> None:
     tokens, weights = random_tokens(2, 90), list(encoder.parameters())
     hidden, logits = encoder(tokens), encoder.base_logits(tokens)

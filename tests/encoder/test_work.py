@@ -1,6 +1,7 @@
 """Work that is counted, and no seconds: twice the length is twice the work, so that nothing quadratic slips in."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ LENGTHS = (4_096, 8_192, 16_384)
 COLUMNS = 64  # so many strided keys at any length
 
 
-def counted(length: int, *, training: bool) -> tuple[int, int]:
+def counted(length: int, *, training: bool, options: dict[str, Any]) -> tuple[int, int]:
     """FLOPs, and bytes allocated in all, of one pass over a sequence."""
     torch.manual_seed(0)
     pattern = SparsePattern(window=64, stride=length // COLUMNS, num_global=1, num_random_blocks=1)
     config = EncoderConfig(
-        d_model=32, num_layers=2, num_heads=2, num_kv_heads=1, patterns=(pattern,), max_length=length
+        d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, patterns=(pattern,), max_length=length, **options
     )
     encoder = Encoder(config)
     tokens = torch.tensor([1, 2, 4, 8])[torch.randint(4, (1, length))]
@@ -42,9 +43,12 @@ def counted(length: int, *, training: bool) -> tuple[int, int]:
     return flops.get_total_flops(), allocated
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"convolution": 9, "strands": "shared", "head": "tied"}], ids=["plain", "options"]
+)
 @pytest.mark.parametrize("training", [False, True])
-def test_work_grows_with_the_length(training: bool) -> None:
-    counts = [counted(length, training=training) for length in LENGTHS]
+def test_work_grows_with_the_length(training: bool, options: dict[str, Any]) -> None:
+    counts = [counted(length, training=training, options=options) for length in LENGTHS]
     for shorter, longer in pairwise(counts):
         for before, after in zip(shorter, longer, strict=True):
             assert before > 0
