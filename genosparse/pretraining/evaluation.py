@@ -216,22 +216,19 @@ class HeldOut:
         context = context or self.context
         if context not in self._windows:
             self._windows[context] = [
-                (
-                    Span(span.genome, span.contig, span.start + first, min(span.start + first + context, span.end)),
-                    inside,
-                )
+                (Span(span.genome, span.contig, start, min(start + context, span.end)), inside)
                 for span, sites in self.stretches
-                for first, inside in _tiled(span.length, sites, context)
+                for start, inside in _tiled(span, sites, context)
             ]
         return self._windows[context]
 
 
-def _tiled(length: int, sites: NDArray[np.int64], context: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
-    """The start of each tile that has sites, and their offsets from there."""
+def _tiled(span: Span, sites: NDArray[np.int64], context: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Where each window that has sites starts, and their offsets from there."""
     tiles, first_sites = np.unique(sites // context, return_index=True)
     for tile, inside in zip(tiles.tolist(), np.split(sites, first_sites[1:]), strict=True):
-        first = max(0, min(tile * context, length - context))
-        yield first, inside - first
+        first = max(0, min(tile * context, span.length - context))
+        yield span.start + first, inside - first
 
 
 def _thinned(
