@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genosparse.tokenizers import PAD
 
-__all__ = ["MAX_FLANK", "BaseCounts", "flanks", "joined", "kmer_baselines"]
+__all__ = ["MAX_FLANK", "BaseCounts", "flanks", "joined", "kmer_baselines", "kmer_probabilities"]
 
 # Orders of the interpolated model are 0 to MAX_FLANK flanking bases each side.
 MAX_FLANK = 8
@@ -122,15 +122,11 @@ def flanks(tokens: NDArray[np.uint8], sites: NDArray[np.int64], flank: int = MAX
     return sliding_window_view(padded, 2 * flank + 1)[sites]
 
 
-def kmer_baselines(training: Sequence[NDArray[np.uint8]], contexts: NDArray[np.uint8]) -> dict[str, float]:
-    """Bits per base of two-sided k-mer models at held-out sites.
-
-    Each single table (``kmer_1`` to ``kmer_6``) adds one to every count; a context that the sequence's end or an
-    ambiguous base cuts short is looked up uniformly. In ``interpolated`` each order from 0 to ``MAX_FLANK`` backs off
-    to the order below with the weight of 32 counts.
+def kmer_baselines(training: Iterable[NDArray[np.uint8]], contexts: NDArray[np.uint8]) -> dict[str, float]:
+    """Bits per base of two-sided k-mer models at held-out sites, those of ``kmer_probabilities``.
 
     Args:
-        training: Token arrays of the training sequence, read as they are (views will do); both strands are counted.
+        training: Token arrays of the training sequence, read as they are (views will do); gone through several times.
         contexts: From ``flanks``, ``[sites, 2 * MAX_FLANK + 1]``; the middle base is the truth.
 
     Returns:
@@ -138,8 +134,29 @@ def kmer_baselines(training: Sequence[NDArray[np.uint8]], contexts: NDArray[np.u
     """
     truth = contexts[:, contexts.shape[1] // 2].astype(np.int64)
     rows = np.arange(len(truth))
-    bits: dict[str, float] = {}
-    interpolated = np.full((len(truth), 4), 0.25)
+    bits = {name: _bits(probabilities[rows, truth]) for name, probabilities in kmer_probabilities(training, contexts)}
+    interpolated = bits.pop("interpolated")
+    return {**bits, "best_kmer": min(bits.values()), "interpolated": interpolated}
+
+
+def kmer_probabilities(
+    training: Iterable[NDArray[np.uint8]], contexts: NDArray[np.uint8]
+) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    """What two-sided k-mer models say of each site.
+
+    Each single table (``kmer_1`` to ``kmer_6``) adds one to every count; a context that the sequence's end or an
+    ambiguous base cuts short is looked up uniformly. In ``interpolated`` each order from 0 to ``MAX_FLANK`` backs off
+    to the order below with the weight of 32 counts. One table is in memory at a time.
+
+    Args:
+        training: Token arrays of the training sequence, read as they are (views will do), both strands counted; gone
+            through once for each of the ``MAX_FLANK + 1`` orders.
+        contexts: From ``flanks``, ``[sites, 2 * MAX_FLANK + 1]``.
+
+    Yields:
+        The model's name, and P(A, C, G, T), ``[sites, 4]``; ``interpolated`` last.
+    """
+    interpolated = np.full((len(contexts), 4), 0.25)
     for flank in range(MAX_FLANK + 1):
         table = BaseCounts(contexts, flank)
         for tokens in joined(training):
@@ -148,10 +165,8 @@ def kmer_baselines(training: Sequence[NDArray[np.uint8]], contexts: NDArray[np.u
         totals = counts.sum(axis=1, keepdims=True)
         interpolated = (counts + 32 * interpolated) / (totals + 32)
         if flank in TABLE_FLANKS:
-            bits[f"kmer_{flank}"] = _bits(((counts + 1) / (totals + 4))[rows, truth])
-    bits["best_kmer"] = min(bits.values())
-    bits["interpolated"] = _bits(interpolated[rows, truth])
-    return bits
+            yield f"kmer_{flank}", (counts + 1) / (totals + 4)
+    yield "interpolated", interpolated
 
 
 def _bits(probabilities: NDArray[np.float64]) -> float:

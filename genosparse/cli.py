@@ -14,6 +14,7 @@ _COMMANDS = {
     "pretrain": "train an encoder on a genome by masked-base prediction",
     "variant-effect": "score the variants of a VCF",
     "embed": "write embeddings of the intervals of a BED",
+    "evaluate": "measure bits per base by kinds of sequence, beside k-mer baselines",
     "quickstart": "all three on a bundled bacterial genome, in minutes",
     "info": "print versions, the processor, GPUs, and the attention backend of each dtype",
     "benchmark": "measure speed on this machine, beside what else there is",

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_loss_curve", "plot_scaling", "plot_score_histogram"]
+__all__ = ["plot_bits_by_context", "plot_bits_by_group", "plot_loss_curve", "plot_scaling", "plot_score_histogram"]
 
 # Okabe and Ito's palette, which readers with any colour vision can tell apart.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _GREY = "#555555"
+_CHANCE = 2.0  # bits per base
 _SMOOTH_POINTS = 50
 _NUM_BINS = 30
 _LEVEL_TICKS = 4  # more labels than these are set aslant
@@ -58,9 +59,7 @@ def plot_loss_curve(
             markersize=4,
             label="held out",
         )
-        for index, (name, value) in enumerate(baselines.items()):
-            style = ("--", ":", "-.")[index % 3]
-            axes.axhline(value, color=_GREY, linewidth=1.2, linestyle=style, label=f"{name} ({value:.3f})")
+        _draw_baselines(axes, baselines)
         axes.set_xlabel("step")
         axes.set_ylabel("bits per base")
         axes.legend(frameon=False, loc="upper right")
@@ -94,6 +93,89 @@ def plot_score_histogram(
         axes.set_ylabel("count")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False, title="dashed: median", alignment="left")
+
+
+def plot_bits_by_group(
+    path: str | os.PathLike[str],
+    panels: Mapping[str, Mapping[str, Mapping[str, tuple[float, float, float]]]],
+) -> None:
+    """Draw bits per base of groups of sites as bars from chance (2 bits), so that a bar's length is what was learned.
+
+    Args:
+        path: The PNG to write.
+        panels: By the grouping's name, then the group's, then the predictor's: ``(bits per base, low, high)``, the ends
+            of its interval NaN where there is none. Panels share the axis.
+    """
+    predictors = list(dict.fromkeys(name for groups in panels.values() for bars in groups.values() for name in bars))
+    num_groups = sum(map(len, panels.values()))
+    thickness = 0.8 / max(1, len(predictors))
+    with _figure(path, size=(7.5, 1.2 + (0.3 + 0.14 * len(predictors)) * num_groups + 0.35 * len(panels))) as figure:
+        grid = figure.subplots(
+            len(panels), 1, sharex=True, squeeze=False, height_ratios=[len(groups) + 0.4 for groups in panels.values()]
+        )
+        for axes, (title, groups) in zip(grid.flat, panels.items(), strict=True):
+            _style(axes, grid_axis="x")
+            axes.set_title(title, fontsize=10, loc="left")
+            axes.axvline(_CHANCE, color=_GREY, linewidth=1)
+            for number, name in enumerate(predictors):
+                places = [at for at, bars in enumerate(groups.values()) if name in bars]
+                bits, low, high = _floats([bars[name] for bars in groups.values() if name in bars]).reshape(-1, 3).T
+                axes.barh(
+                    np.array(places) + (number - (len(predictors) - 1) / 2) * thickness,
+                    bits - _CHANCE,
+                    thickness * 0.9,
+                    _CHANCE,
+                    xerr=np.nan_to_num((bits - low, high - bits)).clip(min=0),
+                    error_kw={"elinewidth": 1, "ecolor": "black"},
+                    color=_COLORS[number % len(_COLORS)],
+                    label=name,
+                )
+            axes.set_yticks(range(len(groups)), list(groups), fontsize=9)
+            axes.set_ylim(len(groups) - 0.5, -0.5)
+        figure.supxlabel("bits per base (bars begin at chance, 2; a line is a 95 % interval)", fontsize=10)
+        figure.legend(
+            *grid[0, 0].get_legend_handles_labels(),
+            loc="outside upper center",
+            ncols=min(2, max(1, len(predictors))),
+            frameon=False,
+        )
+
+
+def plot_bits_by_context(
+    path: str | os.PathLike[str],
+    curves: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    baselines: Mapping[str, float],
+) -> None:
+    """Draw bits per base against the bases of context.
+
+    Args:
+        path: The PNG to write.
+        curves: By the curve's name: points ``(context, bits per base, low, high)``, ascending; the ends of an interval
+            are NaN where there is none.
+        baselines: Bits per base of each baseline at the same sites, by name; drawn as horizontal lines.
+    """
+    with _axes(path) as axes:
+        for number, (name, points) in enumerate(curves.items()):
+            context, bits, low, high = _floats(points).reshape(-1, 4).T
+            axes.errorbar(
+                context,
+                bits,
+                np.nan_to_num((bits - low, high - bits)).clip(min=0),
+                color=_COLORS[number % len(_COLORS)],
+                linewidth=1.5,
+                marker="o",
+                markersize=4,
+                capsize=2,
+                label=name,
+            )
+        _draw_baselines(axes, baselines)
+        ticks = sorted({point[0] for points in curves.values() for point in points})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
+        axes.set_xlabel("context (bases)")
+        axes.set_ylabel("bits per base")
+        axes.legend(frameon=False)
 
 
 def plot_scaling(
@@ -192,7 +274,13 @@ def _figure(path: str | os.PathLike[str], *, size: tuple[float, float]) -> Itera
             figure.savefig(partial, format="png", metadata={"Software": None})
 
 
-def _style(axes: "Axes") -> None:
+def _draw_baselines(axes: "Axes", baselines: Mapping[str, float]) -> None:
+    for index, (name, value) in enumerate(baselines.items()):
+        style = ("--", ":", "-.")[index % 3]
+        axes.axhline(value, color=_GREY, linewidth=1.2, linestyle=style, label=f"{name} ({value:.3f})")
+
+
+def _style(axes: "Axes", grid_axis: Literal["x", "y"] = "y") -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E5E5E5", linewidth=0.8)
+    axes.grid(axis=grid_axis, color="#E5E5E5", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from genosparse import baselines
-from genosparse.baselines import BaseCounts, flanks, kmer_baselines
+from genosparse.baselines import BaseCounts, flanks, kmer_baselines, kmer_probabilities
 from genosparse.tokenizers import NucleotideTokenizer
 
 encode = NucleotideTokenizer().encode
@@ -62,6 +62,17 @@ def test_bits_per_base_by_hand() -> None:
     order_0 = (4 + 32 * 0.25) / (8 + 32)
     order_1 = (2 + 32 * order_0) / (2 + 32)
     assert bits["interpolated"] == pytest.approx(-math.log2(order_1))
+
+
+def test_probabilities_by_site_by_hand() -> None:
+    """As above, now of all four bases: two As and a pseudocount each; and what no context knows is alike for all."""
+    contexts = flanks(encode("AAAAAAAAACG"), np.array([4, 10]))
+    models = dict(kmer_probabilities([encode("AAAA")], contexts))
+    assert list(models) == [*(f"kmer_{flank}" for flank in range(1, 7)), "interpolated"]
+    assert models["kmer_1"].tolist() == [pytest.approx([3 / 6, 1 / 6, 1 / 6, 1 / 6]), [0.25] * 4]
+    assert models["kmer_6"].tolist() == [[0.25] * 4] * 2
+    for probabilities in models.values():
+        np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
 def test_contigs_are_counted_alike_one_by_one_and_joined(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ def genosparse(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(arguments) == 0
     output = capsys.readouterr().out
-    for command in ("pretrain", "variant-effect", "embed", "quickstart"):
+    for command in ("pretrain", "variant-effect", "embed", "evaluate", "quickstart"):
         assert command in output
 
 
 def test_every_command_has_help_of_its_own() -> None:
-    for command in ("pretrain", "variant-effect", "embed", "quickstart"):
+    for command in ("pretrain", "variant-effect", "embed", "evaluate", "quickstart"):
         done = genosparse(command, "--help")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(f"genosparse {command}:")
@@ -40,7 +40,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("variant_effect", "did you mean variant-effect?"),
         ("emebd", "did you mean embed?"),
-        ("app", "choose one of pretrain, variant-effect, embed, quickstart"),
+        ("app", "choose one of pretrain, variant-effect, embed, evaluate, quickstart"),
         ("genome=x", "choose one of"),
     ],
 )

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from genosparse.errors import OutputError
-from genosparse.plotting import plot_loss_curve, plot_scaling, plot_score_histogram
+from genosparse.plotting import (
+    plot_bits_by_context,
+    plot_bits_by_group,
+    plot_loss_curve,
+    plot_scaling,
+    plot_score_histogram,
+)
 
 STEPS = np.arange(0, 400, 2)
 LOSS = 1.2 + 0.2 * np.exp(-STEPS / 100)
@@ -78,3 +84,37 @@ def test_the_legend_of_many_curves_is_whole(tmp_path: Path) -> None:
     assert picture.min() < 0.5
     for edge in (picture[:, :3], picture[:, -3:], picture[:2], picture[-2:]):
         assert edge.min() == 1
+
+
+def test_bars_of_groups_begin_at_chance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their length is what is better, or worse, than two bits; a group that a predictor lacks has no bar of it."""
+    from matplotlib.axes import Axes
+
+    drawn = []
+    barh = Axes.barh
+    monkeypatch.setattr(
+        Axes, "barh", lambda self, *args, **more: drawn.append((args, more)) or barh(self, *args, **more)
+    )
+    nan = float("nan")
+    panels = {
+        "all": {"all": {"model": (1.9, 1.8, 1.95), "k-mers": (1.95, nan, nan)}},
+        "feature": {"CDS": {"model": (1.8, 1.7, 1.9)}, "none": {"model": (2.1, 2.0, 2.2), "k-mers": (2.0, 2.0, 2.0)}},
+    }
+    plot_bits_by_group(tmp_path / "a.png", panels)
+    assert [more["label"] for _, more in drawn] == ["model", "k-mers"] * 2
+    for (_, widths, _, left), _ in drawn:
+        assert left == 2
+        assert len(widths) in (1, 2)
+    np.testing.assert_allclose(drawn[2][0][1], [-0.2, 0.1])
+    np.testing.assert_allclose(drawn[2][1]["xerr"], [[0.1, 0.1], [0.1, 0.1]])
+    np.testing.assert_allclose(drawn[1][1]["xerr"], [[0], [0]])
+    first = (tmp_path / "a.png").read_bytes()
+    plot_bits_by_group(tmp_path / "a.png", panels)
+    assert (tmp_path / "a.png").read_bytes() == first
+
+
+def test_bits_by_context(tmp_path: Path) -> None:
+    curves = {"model": [(512.0, 1.9, 1.8, 2.0), (4096.0, 1.8, float("nan"), float("nan"))]}
+    plot_bits_by_context(tmp_path / "a.png", curves, {})
+    plot_bits_by_context(tmp_path / "b.png", curves, {"k-mers": 1.85})
+    assert (tmp_path / "a.png").read_bytes() != (tmp_path / "b.png").read_bytes()

@@ -18,6 +18,7 @@ _EXPECTED_FEATURES = "a GFF3, GTF, GenBank or EMBL file"
 _EXPECTED = "a BED, GFF3, GTF, GenBank or EMBL file, or a region as chr1:1,001-2,000"
 #: What names a feature: the first of these attributes that it has.
 _NAMING = ("ID", "Name", "gene_id", "transcript_id", "locus_tag", "gene", "protein_id", "label")
+_PHASES = ("0", "1", "2")
 _STRANDS = {"+": "+", "-": "-", ".": ".", "?": "."}
 _GFF3_ATTRIBUTE = re.compile(r'\s*[^\s=;"]+=')
 _GTF_ATTRIBUTE = re.compile(r'\s*([^\s;"]+)\s+("[^"]*"|[^\s;"]+)\s*(?:;|$)')
@@ -32,11 +33,18 @@ class Feature:
             ``transcript_id``, ``locus_tag``, ``gene``, ``protein_id`` and ``label``.
         kind: What it is: ``gene``, ``CDS``.
         attributes: GFF3's and GTF's attributes, or GenBank's qualifiers; several values of a key joined by commas.
+        phase: Bases from the 5' end of the part to the first base of a codon, 0 to 2: the eighth column of GFF3 and
+            GTF, and for ``CDS`` of GenBank and EMBL what ``codon_start`` and the parts before make it. None where the
+            file does not say.
+        part: Number of the part in a location of GenBank or EMBL, from 0 in the order of transcription; None in GFF3
+            and GTF, which have a line for each part.
     """
 
     interval: Interval
     kind: str
     attributes: dict[str, str]
+    phase: int | None = None
+    part: int | None = None
 
 
 def read_features(path: str | Path, kinds: Collection[str] | None = None) -> Iterator[Feature]:
@@ -160,7 +168,7 @@ def _parse_gff_line(line: str, is_gff3: bool) -> Feature:
     columns = [column.strip() for column in line.rstrip("\t").split("\t")]
     if len(columns) not in (8, 9):
         raise IntervalError(f"{len(columns)} columns in {line[:40]!r}; GFF and GTF have nine, separated by tabs")
-    contig, _, kind, first, last, _, strand, _, *rest = columns
+    contig, _, kind, first, last, _, strand, phase, *rest = columns
     if not (re.fullmatch("[0-9]{1,18}", first) and re.fullmatch("[0-9]{1,18}", last)):
         raise IntervalError(f"start {first[:40]!r} and end {last[:40]!r} are not both whole numbers")
     if strand not in _STRANDS:
@@ -168,7 +176,7 @@ def _parse_gff_line(line: str, is_gff3: bool) -> Feature:
     text = rest[0] if rest and rest[0] != "." else ""
     attributes = _gff3_attributes(text) if is_gff3 or _GFF3_ATTRIBUTE.match(text) else _gtf_attributes(text)
     interval = interval_from_1based(unquote(contig), int(first), int(last), _STRANDS[strand], _name(attributes))
-    return Feature(interval, unquote(kind), attributes)
+    return Feature(interval, unquote(kind), attributes, int(phase) if phase in _PHASES else None)
 
 
 def _gff3_attributes(text: str) -> dict[str, str]:
@@ -207,7 +215,9 @@ def _parse_flat_file(form: str, rows: Iterator[str], lines: TextLines) -> Iterat
         contig = contig_name(record)
         for feature in record.features:
             attributes = {key: ",".join(values) for key, values in feature.qualifiers.items()}
-            for part in feature.location.parts:
+            # biopython has the parts in the order of transcription, on the minus strand too.
+            phase = _first_phase(feature.type, attributes)
+            for number, part in enumerate(feature.location.parts):
                 try:
                     start, end = int(part.start), int(part.end)
                     strand = {1: "+", -1: "-"}.get(part.strand, ".")
@@ -218,4 +228,12 @@ def _parse_flat_file(form: str, rows: Iterator[str], lines: TextLines) -> Iterat
                     raise FileFormatError(
                         f"{display_name(lines.path)}: {feature.type} of record {contig!r} at {part}: {error}"
                     ) from None
-                yield Feature(interval, feature.type, attributes)
+                yield Feature(interval, feature.type, attributes, phase, number)
+                if phase is not None:
+                    phase = (phase - interval.length) % 3
+
+
+def _first_phase(kind: str, attributes: Mapping[str, str]) -> int | None:
+    """The phase of the first part of a location."""
+    codon_start = attributes.get("codon_start", "1")
+    return int(codon_start) - 1 if kind == "CDS" and codon_start in ("1", "2", "3") else None

@@ -1,4 +1,4 @@
-"""``embed`` and ``variant-effect`` with alignments: results, identity of a run, mistakes."""
+"""``embed``, ``variant-effect`` and ``evaluate`` with alignments: results, identity of a run, mistakes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,13 +12,19 @@ from sam_files import sam_line, write_bam, write_sample
 import genosparse as gs
 from genosparse.attention import SparsePattern
 from genosparse.channels import CHANNELS
-from genosparse.pipelines import embed, variant_effect
+from genosparse.encoder.channels import encoder_channels
+from genosparse.evaluation import TestedSequences
+from genosparse.pipelines import embed, evaluate, variant_effect
+from genosparse.pretraining import HeldOut
+from genosparse.pretraining import evaluate as measure
 
 CONTIGS = {"one": 300, "two": 120}
 COMMANDS = {
     "embed": (embed.main, ["intervals=r.bed", "output=out.parquet", "pool=base"]),
     "variant-effect": (variant_effect.main, ["variants=v.vcf", "output=out.parquet", "context=64"]),
+    "evaluate": (evaluate.main, ["intervals=r.bed", "output=out.parquet", "context=33", "bootstraps=0"]),
 }
+COLUMNS = {"embed": "embedding", "variant-effect": "GS_LLR", "evaluate": "bits_per_base"}
 
 
 @pytest.fixture(autouse=True)
@@ -63,8 +69,8 @@ def run(command: str, *arguments: str, model: str = "with") -> int:
 
 
 def numbers(command: str) -> np.ndarray:
-    column = "embedding" if command == "embed" else "GS_LLR"
-    return np.array(pq.read_table("out.parquet")[column].to_pylist(), np.float32)
+    values = np.array(pq.read_table("out.parquet")[COLUMNS[command]].to_pylist(), np.float32)
+    return values[:2] if command == "evaluate" else values  # all sites, both strands and one
 
 
 def expected(command: str, alignments: gs.Alignments) -> np.ndarray:
@@ -72,6 +78,12 @@ def expected(command: str, alignments: gs.Alignments) -> np.ndarray:
     if command == "embed":
         intervals = [gs.Interval("one", 20, 80, "-"), gs.Interval("two", 0, 33)]
         return gs.embed(encoder, genome, intervals, pool="base", alignments=alignments).embedding
+    if command == "evaluate":
+        intervals = [gs.Interval("one", 20, 80), gs.Interval("two", 0, 33)]
+        channels = encoder_channels(encoder, genome, alignments)
+        held_out = HeldOut(TestedSequences(genome, intervals, context=33, channels=channels), seed=0)
+        settings = [{"both_strands": both} for both in (True, False)]
+        return np.array([measure(encoder, held_out, batch_windows=1, **each)["bits_per_base"] for each in settings])
     return gs.score_variants(encoder, genome, gs.read_variants("v.vcf"), context=64, alignments=alignments)["llr"]
 
 

@@ -14,6 +14,7 @@ from genosparse.encoder import Encoder, EncoderConfig
 from genosparse.errors import ConfigError
 from genosparse.intervals import Interval
 from genosparse.pretraining import Corpus, HeldOut, evaluate
+from genosparse.pretraining.evaluation import site_log_probs
 from genosparse.pretraining.masking import NO_TARGET
 from genosparse.readers import Genome
 from genosparse.tokenizers import MASK, NucleotideTokenizer
@@ -58,6 +59,59 @@ def test_sites_depend_on_the_seed_alone(corpus: Corpus) -> None:
     same = [HeldOut(corpus, seed=3).contexts, HeldOut(corpus, seed=3).contexts]
     assert np.array_equal(*same)
     assert not np.array_equal(same[0], HeldOut(corpus, seed=4).contexts)
+
+
+def test_sites_are_the_same_in_whatever_pieces_they_are_read(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = HeldOut(corpus, seed=3)
+    monkeypatch.setattr("genosparse.pretraining.evaluation._PIECE", 48)
+    pieces = HeldOut(corpus, seed=3)
+    for (span, sites), (other, others) in zip(whole.stretches, pieces.stretches, strict=True):
+        assert span == other
+        assert np.array_equal(sites, others)
+    assert np.array_equal(whole.contexts, pieces.contexts)
+
+
+def test_windows_of_any_length_have_the_same_sites(corpus: Corpus, encoder: Encoder) -> None:
+    """Each site once and in order, so that figures with one context and another are of the same bases."""
+    held_out = HeldOut(corpus, seed=3)
+    truth = held_out.contexts[:, MAX_FLANK]
+    for context in (17, 64, 100, 200):
+        batches = list(site_log_probs(encoder, held_out, batch_windows=3, context=context, both_strands=True))
+        assert torch.cat([batch.truth for batch in batches]).tolist() == truth.tolist()
+        windows = [shown for shown, *_ in held_out.batches(1, context=context)]
+        assert len(windows) == held_out.num_windows(context)
+        assert {window.shape[1] for window in windows} == {context}
+    part = list(site_log_probs(encoder, held_out, batch_windows=3, context=200, windows=slice(2, 5)))
+    whole = torch.cat([batch.one_strand for batch in site_log_probs(encoder, held_out, batch_windows=3, context=200)])
+    skipped = sum(
+        int((classes != NO_TARGET).sum()) for _, classes, _ in held_out.batches(2, context=200, windows=slice(2))
+    )
+    found = torch.cat([batch.one_strand for batch in part])
+    torch.testing.assert_close(found, whole[skipped : skipped + len(found)])
+
+
+@pytest.mark.parametrize("most", [1, 5, 20, 40, 1000])
+def test_fewer_sites_are_those_of_windows_spread_evenly(corpus: Corpus, most: int) -> None:
+    whole, fewer = HeldOut(corpus, seed=3), HeldOut(corpus, seed=3, max_sites=most)
+    assert fewer.num_sites == min(whole.num_sites, fewer.num_sites) <= most
+    assert fewer.num_sites > min(most, whole.num_sites) - 2 * 7  # a window has up to seven
+    everything = {(span, site) for span, sites in whole.stretches for site in sites.tolist()}
+    for span, sites in fewer.stretches:
+        assert {(span, site) for site in sites.tolist()} <= everything
+    if most > 5:  # whole windows
+        counts = {id(span): np.bincount(sites // 100, minlength=11) for span, sites in whole.stretches}
+        spans = {span: id(span) for span, _ in whole.stretches}
+        for span, sites in fewer.stretches:
+            found = np.bincount(sites // 100, minlength=11)
+            assert ((found == 0) | (found == counts[spans[span]])).all()
+
+
+def test_sites_are_as_sparse_as_asked(corpus: Corpus) -> None:
+    (_, sites), *_ = HeldOut(corpus, seed=3, spacing=50).stretches
+    assert (np.diff(sites) > 25).all()
+    assert 15 <= len(sites) <= 21
+    with pytest.raises(ConfigError, match="site_spacing=15 is too small"):
+        HeldOut(corpus, seed=3, spacing=15)
 
 
 def test_measure_equals_a_site_by_site_count(corpus: Corpus, encoder: Encoder) -> None:

@@ -57,7 +57,7 @@ def test_gff3(tmp_path: Path) -> None:
     assert gene == Feature(
         gs.Interval("one", 100, 200, "-", "g1"), "gene", {"ID": "g1", "Name": "first, gene", "Note": "a,b"}
     )
-    assert cds == Feature(gs.Interval("one", 100, 150, "."), "CDS", {"Parent": "g1"})
+    assert cds == Feature(gs.Interval("one", 100, 150, "."), "CDS", {"Parent": "g1"}, phase=0)
     assert region == Feature(gs.Interval("two b", 0, 1), "region", {})
     assert list(read_features(written(tmp_path, GFF3), {"CDS"})) == [cds]
 
@@ -71,14 +71,27 @@ def test_gtf(tmp_path: Path) -> None:
 
 def test_genbank_gives_a_feature_for_each_part(tmp_path: Path) -> None:
     source, gene, left, right = read_features(written(tmp_path, GENBANK))
-    assert source == Feature(gs.Interval("AB000001.2", 0, 60), "source", {})
-    assert gene == Feature(gs.Interval("AB000001.2", 10, 20, "-", "abc"), "gene", {"gene": "abc"})
+    assert source == Feature(gs.Interval("AB000001.2", 0, 60), "source", {}, part=0)
+    assert gene == Feature(gs.Interval("AB000001.2", 10, 20, "-", "abc"), "gene", {"gene": "abc"}, part=0)
     attributes = {"locus_tag": "L1", "db_xref": "x:1,x:2"}
-    assert left == Feature(gs.Interval("AB000001.2", 20, 30, "+", "L1"), "CDS", attributes)
-    assert right == Feature(gs.Interval("AB000001.2", 40, 45, "+", "L1"), "CDS", attributes)
+    assert left == Feature(gs.Interval("AB000001.2", 20, 30, "+", "L1"), "CDS", attributes, phase=0, part=0)
+    # Ten bases are three codons and a base of the next one, whose other two the second part begins with.
+    assert right == Feature(gs.Interval("AB000001.2", 40, 45, "+", "L1"), "CDS", attributes, phase=2, part=1)
     with pytest.warns(GenosparseWarning, match="is GenBank"):
         genome = gs.Genome(tmp_path / "a.txt")
     assert genome.fetch(left.interval) == "ACGTACGTAC"
+
+
+def test_phases_of_parts_on_the_minus_strand(tmp_path: Path) -> None:
+    """The first part in the order of transcription is the one of the highest coordinates; it begins within a codon."""
+    text = GENBANK.replace("join(21..30,41..45)", "complement(join(21..30,41..45))").replace(
+        '/locus_tag="L1"', "/codon_start=2"
+    )
+    *_, first, second = read_features(written(tmp_path, text))
+    assert [(first.interval.start, first.part, first.phase), (second.interval.start, second.part, second.phase)] == [
+        (40, 0, 1),
+        (20, 1, 2),
+    ]
 
 
 def test_intervals_of_any_file_by_content(tmp_path: Path) -> None:
