@@ -26,7 +26,7 @@ from genosparse.benchmarking.tables import significant, text_table
 from genosparse.benchmarking.timers import Call, Timing, TooSlowError, time_in_turns, timer_for
 from genosparse.errors import ConfigError, PatternError
 
-__all__ = ["DTYPES", "MODES", "AttentionSuite", "problem_of"]
+__all__ = ["DTYPES", "MODES", "PRODUCTS", "AttentionSuite", "problem_of"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = {"forward": 4, "training": 14}
@@ -34,6 +34,9 @@ MODES = {"forward": 4, "training": 14}
 
 CURVES = "attention.png"
 _PRODUCT = "torch.mm"
+PRODUCTS = (_PRODUCT, f"{_PRODUCT} float32", "oneDNN float32")
+"""Names of large products, which say what the machine does at the most; the first is in the dtype of the rest."""
+
 _PRODUCT_SIZE = {"cpu": 2048, "cuda": 8192}
 _MEMORY_SHARE = 0.8  # of the memory that is available, for what one call may take
 
@@ -162,11 +165,14 @@ class AttentionSuite:
         return 2.0 * self._product_size**3
 
     def _products(self, dtype: str) -> Iterator[tuple[str, Call]]:
-        """A large product in the dtype, and one in float32."""
+        """A large product in the dtype, and one in float32; on a CPU by oneDNN too, which torch.mm takes in 16 bits."""
         for its_dtype in dict.fromkeys((dtype, "float32")):
             square = torch.randn(self._product_size, self._product_size, device=self.device).to(DTYPES[its_dtype])
             name = _PRODUCT if its_dtype == dtype else f"{_PRODUCT} {its_dtype}"
             yield name, lambda square=square: torch.mm(square, square)  # type: ignore[misc]
+        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+            product = torch.ops.mkldnn._linear_pointwise
+            yield PRODUCTS[-1], lambda: product(square, square, None, "none", [], "")
 
     def _rivals(self) -> list[Rival]:
         return [*OURS[self.device.type], *(RIVALS[name] for name in dict.fromkeys(self.rivals))]
@@ -199,7 +205,7 @@ class AttentionSuite:
         self, problem: Problem, mode: str, dtype: str, results: Mapping[str, Timing | Exception]
     ) -> Iterator[Row]:
         """A row per rival, and one per product."""
-        products = {name: self._product_flops / _median(results[name]) for name in results if name.startswith(_PRODUCT)}
+        products = {name: self._product_flops / _median(results[name]) for name in results if name in PRODUCTS}
         same = products[_PRODUCT]
         in_float32 = products.get(f"{_PRODUCT} float32", same)
         rivals = {rival.name: rival for rival in self._rivals()}
@@ -264,7 +270,7 @@ class AttentionSuite:
 
         panels: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
         for row in rows:
-            if row["seconds"] is None or row["implementation"].startswith(_PRODUCT):
+            if row["seconds"] is None or row["implementation"] in PRODUCTS:
                 continue
             panel = panels.setdefault(f"{row['mode']}, {row['dtype']}", {})
             middle, least, most = (1e3 * row[key] for key in ("seconds", "seconds_min", "seconds_max"))
@@ -396,7 +402,7 @@ def _table(rows: Sequence[Row], ours: str) -> str:
     for row in rows:
         milliseconds = [None if row[key] is None else 1e3 * row[key] for key in ("seconds_min", "seconds_max")]
         reference = own.get(row["length"])
-        is_product = row["implementation"].startswith(_PRODUCT)
+        is_product = row["implementation"] in PRODUCTS
         measured = row["seconds"] is not None
         cells.append(
             [

@@ -52,7 +52,8 @@ def performance_section(folder: Path) -> str:
     """
     suites = {name: folder / f"{name}.json" for name in _SUITES if (folder / f"{name}.json").exists()}
     rows = {name: read_results(path) for name, path in suites.items()}
-    machines = {_machine(json.loads(path.read_text(encoding="utf-8"))) for path in suites.values()}
+    contents = {name: json.loads(path.read_text(encoding="utf-8")) for name, path in suites.items()}
+    machines = {_machine(each) for each in contents.values()}
     parts = [f"Measured on {' and '.join(sorted(machines))}, by turns with what each is compared with; medians."]
     parts.append(markdown_table(("aim", "wanted", "measured", ""), list(_aims(rows)), left=("aim", "")))
     if "encoder" in rows:
@@ -63,6 +64,14 @@ def performance_section(folder: Path) -> str:
         parts.append(_encoders(rows["encoder"]))
         parts.append(f"![Time per base and layer by length]({folder.as_posix()}/encoder.png)")
         parts.append(f"![Peak memory by length]({folder.as_posix()}/encoder-memory.png)")
+    if "training" in rows:
+        layers = contents["training"]["settings"]["layers"]
+        parts.append(
+            f"A training step (forward, backward, AdamW) of {layers} such layers on one sequence, by length, "
+            "activations kept or made again:"
+        )
+        parts.append(_training(rows["training"]))
+        parts.append(f"![Bases per second of a training step]({folder.as_posix()}/training.png)")
     if "attention" in rows:
         parts.append("Attention alone, useful pairs only, beside torch.mm in the same dtype:")
         parts.append(_attention(rows["attention"]))
@@ -118,8 +127,25 @@ def _encoder_cell(row: Row | None) -> str:
     return f"{time} us{memory} ({row['dtype']})"
 
 
+def _training(rows: Sequence[Row]) -> str:
+    cells = [
+        [
+            row["implementation"],
+            row["dtype"],
+            f"{row['length']:,}",
+            significant(row["seconds"]),
+            significant(row["length"] / row["seconds"]),
+            significant(row["peak_bytes"] / 2**30, 2) if row["peak_bytes"] else "",
+        ]
+        for row in rows
+        if row["seconds"] is not None
+    ]
+    titles = ("way", "dtype", "length", "seconds", "bases/s", "peak GiB")
+    return markdown_table(titles, cells, left=("way", "dtype"))
+
+
 def _attention(rows: Sequence[Row]) -> str:
-    chosen = [row for row in rows if row["seconds"] is not None and not row["implementation"].startswith("torch.mm")]
+    chosen = [row for row in rows if row["seconds"] is not None and row["implementation"] != "torch.mm"]
     cells = [
         [
             row["mode"],

@@ -33,8 +33,9 @@ def test_rates_are_of_useful_pairs(mode: str) -> None:
     suite = suite_with(repeats=2, rivals=("sdpa", "window"), dtypes=("bfloat16",), head_dim=8)
     rows = {row["implementation"]: row for row in suite.measure(Unit(f"{mode} bfloat16 128"), [])}
     ours = [rival.name for rival in OURS["cpu"]]
-    assert list(rows) == ["torch.mm", "torch.mm float32", *ours, "sdpa (dense)", "window only"]
-    product, in_float32, *others = rows.values()
+    assert list(rows) == ["torch.mm", "torch.mm float32", "oneDNN float32", *ours, "sdpa (dense)", "window only"]
+    product, in_float32, by_onednn, *others = rows.values()
+    assert by_onednn["tflops"] == pytest.approx(2 * 2048**3 / by_onednn["seconds"] / 1e12)
     assert product["tflops"] == pytest.approx(2 * 2048**3 / product["seconds"] / 1e12)
     pairs = 2 * PATTERN.num_pairs(128)
     assert [row["pairs"] for row in others] == [*[pairs] * (len(ours) + 1), 2 * SparsePattern(window=16).num_pairs(128)]

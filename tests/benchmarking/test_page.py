@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[2]
 PERFORMANCE = ROOT / "docs" / "performance"
 
 
-def write_results(folder: Path, suite: str, rows: list[Row]) -> None:
+def write_results(folder: Path, suite: str, rows: list[Row], **settings: Any) -> None:
     machine = {"processor": "A Processor", "threads": 2, "torch": "2.13.0"}
     folder.mkdir(exist_ok=True)
-    (folder / f"{suite}.json").write_text(json.dumps({"format": FORMAT, "machine": machine, "rows": rows}))
+    (folder / f"{suite}.json").write_text(
+        json.dumps({"format": FORMAT, "machine": machine, "settings": settings, "rows": rows})
+    )
 
 
 def attention(mode: str, dtype: str, seconds: float, of_mm: float) -> Row:
@@ -52,6 +54,23 @@ def test_aims_are_held_or_missed(tmp_path: Path) -> None:
         encoder("Hyena, order 2", 1_048_576, 9.0, peak_bytes=3 << 30),
     ]
     write_results(tmp_path, "encoder", of_encoders)
+    steps = [
+        {
+            "implementation": "kept activations",
+            "dtype": "float32",
+            "length": 131_072,
+            "seconds": None,
+            "peak_bytes": None,
+        },
+        {
+            "implementation": "checkpointing",
+            "dtype": "float32",
+            "length": 131_072,
+            "seconds": 4.0,
+            "peak_bytes": 13 << 30,
+        },
+    ]
+    write_results(tmp_path, "training", steps, layers=7)
     section = performance_section(tmp_path)
     found = aims(section)
     assert found["attention forward, bfloat16, over torch.mm's rate"] == ["at least 0.5", "0.600", ""]
@@ -62,6 +81,10 @@ def test_aims_are_held_or_missed(tmp_path: Path) -> None:
     assert found["times faster than long convolutions at 1,048,576 bp"] == ["at least 4", "4.50", ""]
     assert found["times less memory than long convolutions at 1,048,576 bp"] == ["at least 2", "3.00", ""]
     assert found["FASTA to tokens over pysam's bare fetch"] == ["at most 1.3", "not measured", ""]
+    assert found["GiB of a training step at 131,072 bp, with checkpointing"] == ["at most 12", "13.0", "**missed**"]
+    assert "of 7 such layers" in section
+    assert "| checkpointing | float32 | 131,072 | 4.00 | 32,800 | 13 |" in section
+    assert "kept activations" not in section
     assert "A Processor, 2 threads" in section
     assert "out of memory" in section
 
