@@ -26,6 +26,7 @@ SMALL = [
     "head_dim=16", "pattern.window=32", "pattern.stride=64", "device=cpu", "threads=1",
 ]  # fmt: skip
 RUN_DIR = Path("runs/benchmark-attention")
+PRODUCTS = ("torch.mm", "oneDNN float32")
 BACKENDS = [rival.name for rival in OURS["cpu"]]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
@@ -70,7 +71,7 @@ def test_results_table_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
     assert machine["processor"]
     assert (machine["threads"], machine["torch"], machine["gpu"]) == (1, torch.__version__, None)
     assert contents["settings"]["pattern"]["window"] == 32
-    names = ["torch.mm", *BACKENDS, "sdpa (dense)", "flex", "window only"]
+    names = [*PRODUCTS, *BACKENDS, "sdpa (dense)", "flex", "window only"]
     rows = contents["rows"]
     assert [(row["implementation"], row["length"]) for row in rows] == [(name, n) for n in (256, 512) for name in names]
     assert {row["status"] for row in rows} == {"measured"}
@@ -122,7 +123,7 @@ def test_killed_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
         else:
             assert process.returncode == -signal.SIGKILL
     finished = [row for line in journal.read_text().splitlines() for row in json.loads(line)["rows"]]
-    per_length = len(["torch.mm", *BACKENDS, "sdpa (dense)"])
+    per_length = len([*PRODUCTS, *BACKENDS, "sdpa (dense)"])
     assert 2 * per_length <= len(finished) < 3 * per_length
     with journal.open("a") as file:
         file.write('{"unit": "forw')  # a line that the kill cut in two
@@ -136,10 +137,10 @@ def test_killed_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_takes_too_long_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert benchmark(*SMALL, "rivals=[window]", "max_seconds=0.000001") == 0
     rows = [(row["implementation"], row["status"]) for row in results()["rows"]]
-    product, window = ("torch.mm", "measured"), ("window only", "skipped")
+    products, window = [(name, "measured") for name in PRODUCTS], ("window only", "skipped")
     assert rows == [
-        *(product, *((name, "stopped") for name in BACKENDS), window),
-        *(product, *((name, "skipped") for name in BACKENDS), window),
+        *(*products, *((name, "stopped") for name in BACKENDS), window),
+        *(*products, *((name, "skipped") for name in BACKENDS), window),
     ]
     output = capsys.readouterr().out
     assert "stopped: its first run took" in output
