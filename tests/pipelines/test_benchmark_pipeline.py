@@ -80,7 +80,7 @@ def test_results_table_and_picture(capsys: pytest.CaptureFixture[str]) -> None:
     window = 65 * 512 - 32 * 33
     columns = sum(abs(i - j) > 32 for i in range(512) for j in range(0, 512, 64))
     pairs = 2 * (window + columns)
-    assert [row["pairs"] for row in rows[len(names) :]] == [None, *[pairs] * (len(BACKENDS) + 2), 2 * window]
+    assert [row["pairs"] for row in rows[len(names) :]] == [None, None, *[pairs] * (len(BACKENDS) + 2), 2 * window]
     for row in rows:
         assert re.search(rf"{row['length']} +{re.escape(row['implementation'])} +", captured.out)
     assert "forward, float32: batch 1, 2 heads (1 KV), head size 16; window 32, stride 64" in captured.out
