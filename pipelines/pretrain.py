@@ -414,9 +414,9 @@ def _read_genomes(
         max_n=app.number(config, "data.max_n", minimum=0, maximum=1),
         sampling=sampling,
         channels=channels,
-        tokens=[
+        tokens=(
             read_tokens(genome, cache, checksum) for genome, checksum in zip([*genomes, *apart], checksums, strict=True)
-        ],
+        ),
     )
     return corpus, lines
 

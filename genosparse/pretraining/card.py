@@ -170,5 +170,6 @@ def _bullets(lines: Sequence[str], heading: str) -> list[str]:
 
 
 def _plain(text: str) -> str:
-    """One line of text without the letters that Markdown or HTML would take for more than text."""
-    return re.sub(r"[<>\[\]`|\x00-\x1f]", " ", text)[:_MOST_LETTERS]
+    """One line without the letters that Markdown or HTML would take for more than text; dots tell where it is cut."""
+    plain = re.sub(r"[<>\[\]`|\x00-\x1f]", " ", text)
+    return plain if len(plain) <= _MOST_LETTERS else f"{plain[: _MOST_LETTERS - 4]} ..."

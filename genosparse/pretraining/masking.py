@@ -19,6 +19,8 @@ __all__ = ["NO_TARGET", "Example", "Masked", "MaskedWindows", "MaskingSettings",
 
 NO_TARGET = -1
 SPAN_LENGTHS = ("geometric", "fixed")
+# Bases: a longer mean of gaps or stretches is as good as this one.
+_LONGEST = 1 << 40
 
 # The class (0 to 3) of the tokens A, C, G, T; no other token is ever a target.
 _CLASS = np.full(256, NO_TARGET, np.int64)
@@ -65,7 +67,7 @@ class MaskingSettings:
             raise ConfigError(
                 f"data.masking.span_lengths={self.span_lengths} is unknown; choose one of {', '.join(SPAN_LENGTHS)}"
             )
-        check_number("data.masking.span", self.span, 1, whole=self.span_lengths == "fixed")
+        check_number("data.masking.span", self.span, 1, _LONGEST, whole=self.span_lengths == "fixed")
         for name in ("mask_share", "random_share", "soft_mask_weight", "channel_dropout"):
             check_number(f"data.masking.{name}", getattr(self, name), 0, 1)
         check_flag("data.masking.reverse_complement", self.reverse_complement)
@@ -137,7 +139,7 @@ def _hidden(
         return random.random(length) < settings.rate, random.random(length)
     # Gaps and stretches by turns, from anywhere on an endless line of them: there a base is in a stretch with the
     # chance `rate`. Gaps are geometric from 0 on, so that what is left of one is like a whole one.
-    gap_mean = settings.span * (1 - settings.rate) / settings.rate
+    gap_mean = min(settings.span * (1 - settings.rate) / settings.rate, _LONGEST)
     first_is_stretch = random.random() < settings.rate
     lengths = np.empty(0, np.int64)
     while lengths.sum() < length:
@@ -154,9 +156,11 @@ def _hidden(
                 gaps[0] = 0
                 if settings.span_lengths == "fixed":  # any part of it may be what is left
                     stretches[0] = random.integers(1, int(settings.span) + 1)
-        lengths = np.concatenate([lengths, np.stack([gaps, stretches], axis=1).reshape(-1)])
-    chosen = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)[:length]
-    fate = np.repeat(random.random(len(lengths)), lengths)[:length]
+        # What is longer than the window is cut to its length: rare gaps might add up to more than int64 has room for.
+        lengths = np.concatenate([lengths, np.stack([gaps, stretches], axis=1).reshape(-1).clip(max=length)])
+    sizes = np.diff(np.cumsum(lengths).clip(max=length), prepend=0)  # in the window
+    chosen = np.repeat(np.arange(len(lengths)) % 2 == 1, sizes)
+    fate = np.repeat(random.random(len(lengths)), sizes)
     return chosen, fate
 
 

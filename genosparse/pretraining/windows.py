@@ -182,8 +182,8 @@ class Corpus(WindowSource):
         sampling: How often windows are of which genome.
         channels: What alignments say of each genome, None for one without; all of the same channels. Windows have
             channels when any has, and they are 0 on the genomes without. They are read window by window.
-        tokens: What ``read_tokens`` gave of each genome, and then of each that is held out; None reads them into
-            memory.
+        tokens: What ``read_tokens`` gives of each genome, and then of each that is held out, asked for once all else
+            is checked; None reads them into memory.
 
     Attributes:
         training: Stretches that are trained on, short ones among them.
@@ -210,7 +210,7 @@ class Corpus(WindowSource):
         max_n: float = 0.1,
         sampling: Sampling | None = None,
         channels: Sequence[GenomeChannels | None] = (),
-        tokens: Sequence[GenomeTokens] | None = None,
+        tokens: Iterable[GenomeTokens] | None = None,
     ) -> None:
         self.validation, self.context, self.max_n = validation, context, max_n
         self._sampling, self._names = sampling or Sampling(), [str(genome.path) for genome in genomes]
@@ -239,14 +239,14 @@ class Corpus(WindowSource):
         self._long_spans = [span for span in self.training if span.length >= context]
         self.num_training_bases = sum(span.length for span in self._long_spans)
         self._check_lengths()
-        if tokens is None:
-            tokens = [read_tokens(genome) for genome in [*genomes, *validation_genomes]]
-        self._tokens = list(tokens)
         self._channels = [*(channels or [None] * len(genomes)), *([None] * len(validation_genomes))]
         for number, source in enumerate(self._channels):
             if source is not None:
                 source.check(span.contig for span in [*self._long_spans, *self.held_out] if span.genome == number)
         self._starts: dict[int, _Starts] = {}
+        self._starts_of(context)
+        # Last: it takes minutes where genomes are large, which a mistake need not wait for.
+        self._tokens = list(map(read_tokens, [*genomes, *validation_genomes]) if tokens is None else tokens)
         self._check_all_draws()
 
     def tokens(self, span: Span) -> NDArray[np.uint8]:
@@ -326,7 +326,7 @@ class Corpus(WindowSource):
                     f"data.weights gives {self._sampling.weights[empty[0]]} to {self._names[empty[0]]}, which has no "
                     f"stretch to train on of data.context={context} bases; lower data.context, or leave it out"
                 )
-            weights = np.array(self._sampling.weights, np.float64)
+            weights = np.array(self._sampling.weights, np.float64) / max(self._sampling.weights)  # no sum overflows
         shares = np.cumsum(weights / weights.sum())
         return _Starts(spans, ends, genome_ends, shares / shares[-1])
 

@@ -126,6 +126,13 @@ class BlockReader(Closing):
             raise DamagedBlockError(self.path, begin)
         self._within = within
 
+    def block_size(self, begin: int) -> int:
+        """The unpacked bytes of the block that begins at a byte of the file, which is then the next to be read."""
+        self.seek(begin << 16)
+        if not self._block and not self._next_block(begin):
+            raise DamagedBlockError(self.path, begin)
+        return len(self._block)
+
     def read(self, size: int) -> bytes:
         """So many bytes, fewer at the file's end."""
         buffer = bytearray()

@@ -15,7 +15,11 @@ from genosparse.errors import FileFormatError, InputFileNotFoundError
 from genosparse.inputs import Closing
 from genosparse.readers._bgzf import BlockReader, KeptBlocks
 
-__all__ = ["FastaBytes", "FastaRecord", "IndexedFasta"]
+__all__ = ["FastaBytes", "FastaRecord", "ForeignIndexError", "IndexedFasta"]
+
+
+class ForeignIndexError(FileFormatError):
+    """bgzip's index has blocks elsewhere than the file has them."""
 
 
 class IndexedFasta(NamedTuple):
@@ -85,7 +89,8 @@ class FastaBytes(Closing):
         Raises:
             OSError: They cannot be read.
             OverflowError: No file has such a place.
-            FileFormatError: bgzip's data are damaged, or its index is of another file.
+            FileFormatError: bgzip's data are damaged.
+            ForeignIndexError: bgzip's index is of another file.
         """
         buffer = bytearray()
         if self._blocks is not None:
@@ -102,11 +107,15 @@ class FastaBytes(Closing):
 
     def _place(self, offset: int) -> int:
         """Where to seek for a byte: bgzip counts in the file's bytes times 65,536, plus the byte within the block."""
+        assert self._blocks is not None
         block = bisect_right(self._unpacked, offset) - 1
-        within: int = offset - self._unpacked[block]
-        if within > 0xFFFF:
-            raise FileFormatError("the bgzip index is of another file")
-        return self._packed[block] << 16 | within
+        begin, first = self._packed[block], self._unpacked[block]
+        within: int = offset - first
+        # A wrong entry would shift the bases without a word: the next one has to tell the block's true size.
+        is_last = block + 1 == len(self._unpacked)
+        if within > 0xFFFF or not (is_last or self._blocks.block_size(begin) == self._unpacked[block + 1] - first):
+            raise ForeignIndexError("the bgzip index is of another file")
+        return begin << 16 | within
 
     def close(self) -> None:
         """Close the file."""
@@ -124,7 +133,7 @@ class FastaBytes(Closing):
 def _read_gzi(gzi: Path) -> NDArray[np.int64]:
     """Compressed and uncompressed offsets of the blocks ``[num_blocks, 2]``, with the first, which the file omits."""
     numbers = np.frombuffer(gzi.read_bytes()[: gzi.stat().st_size // 8 * 8], "<u8").astype(np.int64)
-    if not len(numbers) or len(numbers) != 1 + 2 * numbers[0]:
+    if not len(numbers) or len(numbers) != 1 + 2 * int(numbers[0]) or (numbers < 0).any():
         raise FileFormatError(f"{gzi} is not a bgzip index")
     starts = np.concatenate([np.zeros((1, 2), np.int64), numbers[1:].reshape(-1, 2)])
     if (np.diff(starts[:, 0]) <= 0).any() or (np.diff(starts[:, 1]) < 0).any():

@@ -17,7 +17,7 @@ from genosparse.errors import FileFormatError, GenosparseError, IntervalError, S
 from genosparse.inputs import Closing
 from genosparse.intervals import Interval
 from genosparse.readers._bgzf import KeptBlocks
-from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord
+from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord, ForeignIndexError
 from genosparse.readers._htslib import PerThread
 from genosparse.readers._lines import (
     Layout,
@@ -316,7 +316,9 @@ class Genome(Closing):
     def _read(self, contig: str, start: int, end: int) -> bytearray:
         reader = self._reader()
         try:
-            letters = reader.letters(contig, start, end)
+            letters: bytearray | None = reader.letters(contig, start, end)
+        except ForeignIndexError:
+            letters = None
         except (OSError, EOFError, OverflowError, FileFormatError):
             if self._handles is not None:
                 self._handles.forget()  # the next one looks whether the file is still the same

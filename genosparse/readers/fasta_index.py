@@ -8,6 +8,7 @@ import re
 import stat
 import tempfile
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -206,6 +207,10 @@ def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> d
     """
     by_name = _read_fai(index.fai)
     records = sorted(by_name.items(), key=lambda item: item[1].offset)
+    # All of them, as this needs no look at the file: what one says of its length is then no more than the file has.
+    for (_, before), (contig, after) in pairwise(records):
+        if before.end_offset > after.offset:
+            raise FileFormatError(f"{name}: its index has {contig!r} within the record before")
     step = 1 if most_records is None else -(-len(records) // most_records)
     with _Source(index, name) as source:
         for number in [*range(0, len(records), step), len(records)]:
@@ -213,8 +218,8 @@ def _check_index(index: IndexedFasta, name: Path, most_records: int | None) -> d
             if number < len(records):
                 contig, record = records[number]
                 size = min(record.offset - begin, _MOST_HEADER_BYTES)
-                between = source.read(begin, size) if size >= 0 else b""
-                if size < 0 or len(between) < size:
+                between = source.read(begin, size)
+                if len(between) < size:
                     raise FileFormatError(f"{name}: its index points past the end of the file")
                 _check_between(between, contig, by_name, name)
                 _check_line_end(source, record, contig, name)
@@ -246,8 +251,10 @@ def _check_between(between: bytes, contig: str | None, records: dict[str, FastaR
 
 
 def _check_line_end(source: _Source, record: FastaRecord, contig: str, name: Path) -> None:
-    line_end = source.read(record.offset + record.line_bases, record.line_width - record.line_bases)
-    if line_end.strip() or (record.length > record.line_bases and not line_end.endswith(b"\n")):
+    size = record.line_width - record.line_bases
+    line_end = source.read(record.offset + record.line_bases, min(size, _MOST_HEADER_BYTES + 1))
+    is_cut = record.length > record.line_bases and not line_end.endswith(b"\n")
+    if len(line_end) > _MOST_HEADER_BYTES or line_end.strip() or is_cut:
         raise _LayoutError(f"{name}: the lines of contig {contig!r} hold blanks or other bytes that are no letters")
 
 

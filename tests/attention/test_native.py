@@ -249,6 +249,45 @@ def test_nan_reaches_the_rows_that_see_it(dtype: torch.dtype) -> None:
     assert rows[1, 90:111].all()
     assert not rows[1, :64].any()
     assert not rows[1, 192:].any()
+    front = sparse_attention(*tensors, SparsePattern(num_global=2), return_lse=True, backend="cpu-native")
+    tensors[0][:, 0, 1] = torch.nan  # of a row that sees every key
+    out, lse = sparse_attention(*tensors, SparsePattern(num_global=2), return_lse=True, backend="cpu-native")
+    assert not front[0][0, 0, 1].isnan().any()
+    assert out[0, 0, 1].isnan().all()
+    assert lse[0, 0, 1].isnan()
+    torch.testing.assert_close(out[0, 0, 0], front[0][0, 0, 0])
+
+
+@pytest.mark.parametrize("num_global", [0, 1])
+@pytest.mark.parametrize("key", [1.0, -1.0])
+@each_dtype
+def test_large_values_under_large_and_small_weights(key: float, num_global: int, dtype: torch.dtype) -> None:
+    """Sums of values under weights that no maximum scales pass float32's largest number where values are large."""
+    q, k = (torch.full((1, 1, 200, 16), size).to(dtype) for size in (2.0, key))
+    for size in (1e-3, 1.0, 2.0**29, 2.0**31, 1e25, 1e36):
+        if size > torch.finfo(dtype).max:
+            continue
+        v = torch.ones(1, 1, 200, 16).to(dtype)
+        v[:, :, 70:] = size  # some tiles are of moderate values
+        out = sparse_attention(
+            q, k, v, SparsePattern(window=50, num_global=num_global), scale=1.25, backend="cpu-native"
+        )
+        tolerance = 2e-2 if dtype == torch.bfloat16 else 2e-3
+        for query, low, high in ((10, 0, 61), (75, 25, 126), (199, 149, 200)):
+            keys = {*range(low, high), *range(num_global)}
+            expected = sum(v[0, 0, row, 0].double() for row in sorted(keys)) / len(keys)
+            assert (out[0, 0, query].double() / expected - 1).abs().max() < tolerance
+
+
+@in_float32_alone
+def test_norms_whose_squares_are_lost_bound_nothing() -> None:
+    """Of a query of 1e-23 the square is 0 in float32, and with a large scale its scores are beyond exp's range."""
+    q, k, v = torch.full((1, 1, 70, 16), 1e-23), torch.full((1, 1, 70, 16), 1e18), torch.randn(1, 1, 70, 16)
+    k[:, :, 3] = 1.01e18
+    for keys in (k, k * 1e-3):
+        out = sparse_attention(q, keys, v, SparsePattern.dense(), scale=1e8, backend="cpu-native")
+        expected = sparse_attention(q, keys, v, SparsePattern.dense(), scale=1e8, backend="reference")
+        torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
 
 
 @each_dtype

@@ -203,6 +203,7 @@ def test_card_of_another_hand_is_taken_for_text(reference: Path, monkeypatch: py
     (line,) = began_from(Path("one/model"))
     assert line.startswith(" script x /script   a (b) (SHA-256")
     assert len(line) == 300
+    assert line.endswith(" ...")
     card.write_bytes(b"\xff")
     assert main([*go_on, "run_dir=one"]) == 0
     assert began_from(Path("one/model"))[0].startswith("a model without a card (SHA-256")

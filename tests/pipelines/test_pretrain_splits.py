@@ -138,7 +138,7 @@ def test_a_changed_genome_does_not_resume(capsys: pytest.CaptureFixture[str]) ->
     ],
 )
 def test_mistakes_end_in_one_line_and_leave_nothing(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, cache_home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("copy.fa").write_bytes(Path("one.fa").read_bytes())
     before = {path.name for path in Path().iterdir()}
@@ -148,3 +148,5 @@ def test_mistakes_end_in_one_line_and_leave_nothing(
     assert errors.count("\n") == 1
     assert message in errors
     assert {path.name for path in Path().iterdir() if path.suffix != ".fai"} == before
+    if "of N" not in message and "holds out 5,000" not in message:  # what only a look at the bases tells
+        assert not (cache_home / "genosparse" / "tokens").exists()

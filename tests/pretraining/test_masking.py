@@ -1,5 +1,7 @@
 """The masked-base task."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -52,6 +54,20 @@ def test_every_base_is_as_likely_in_spans_of_any_length(rate: float, span: float
     settings = MaskingSettings(rate=rate, span=span, span_lengths=lengths)
     seen = np.mean([_hidden(30, settings, random)[0] for _ in range(windows)], axis=0)
     assert np.abs(seen - rate).max() <= 4.5 * np.sqrt(rate * (1 - rate) / windows)
+
+
+@pytest.mark.parametrize("lengths", ["geometric", "fixed"])
+@pytest.mark.parametrize("rate, span", [(1e-7, 4), (1e-300, 2), (0.5, 1 << 40), (1.0, 1 << 40)])
+def test_rare_and_long_spans_take_no_more_than_the_window(rate: float, span: int, lengths: str) -> None:
+    """Of a mean gap of 40 million bases, or of one that no memory holds, no more is made than is seen."""
+    settings, random = MaskingSettings(rate=rate, span=span, span_lengths=lengths), np.random.default_rng(1)
+    tracemalloc.start()
+    seen = [_hidden(1000, settings, random) for _ in range(200)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert all(len(chosen) == len(fate) == 1000 for chosen, fate in seen)
+    assert np.mean([chosen.mean() for chosen, _ in seen]) == pytest.approx(rate, abs=0.15)
 
 
 @pytest.mark.parametrize("span, lengths", [(5, "geometric"), (5, "fixed")])
@@ -122,6 +138,7 @@ def test_soft_mask_turns_with_the_strand_and_weighs_less() -> None:
         ({"rate": True}, r"rate=True"),
         ({"span": 0.5}, r"span=0\.5: expected a finite number of at least 1"),
         ({"span": 2.5, "span_lengths": "fixed"}, r"span=2\.5: expected a whole number"),
+        ({"span": 1e20}, r"span=1e\+20: expected a finite number of at least 1 and at most 1099511627776"),
         ({"span_lengths": "poisson"}, r"span_lengths=poisson is unknown; choose one of geometric, fixed"),
         ({"mask_share": "0.8"}, r"mask_share='0\.8'"),
         ({"mask_share": 0.8, "random_share": 0.3}, r"mask_share=0\.8 and data\.masking\.random_share=0\.3"),

@@ -126,6 +126,7 @@ def test_genomes_are_drawn_as_asked(tmp_path: Path) -> None:
     genomes = [small, large]
     for sampling, expected in (
         (Sampling(), 931 / (931 + 3931)), (Sampling(by="sqrt"), 1 / 3), (Sampling(by="weights", weights=(3, 1)), 0.75),
+        (Sampling(by="weights", weights=(1.5e308, 0.5e308)), 0.75),
     ):  # fmt: skip
         corpus = Corpus(genomes, validation=0, context=70, sampling=sampling)
         first, second = shares(corpus, genomes)

@@ -1,15 +1,17 @@
 import gzip
 import multiprocessing
 import os
+import re
 import shutil
 import tempfile
 import tracemalloc
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pysam
 import pytest
-from fasta_files import bgzip_bytes, fasta_text, random_sequence
+from fasta_files import bgzip_bytes, fasta_text, random_sequence, write_bgzip
 
 from genosparse.errors import (
     FileFormatError,
@@ -19,6 +21,9 @@ from genosparse.errors import (
 )
 from genosparse.intervals import Interval
 from genosparse.readers import Genome, fasta_copies
+from genosparse.tokenizers import NucleotideTokenizer
+
+encode = NucleotideTokenizer().encode
 
 
 def test_a_missing_index_is_made_as_samtools_makes_it(small_fasta, tmp_path):
@@ -64,6 +69,7 @@ def test_an_index_older_than_its_file_is_made_anew(tmp_path):
         b"a\t4\t3\t4\t5\nb\t9\t11\t9\t10\n",
         b"a\t4\t3\t4\nb\t2\t11\t2\t3\n",
         b"a\tx\t3\t4\t5\n",
+        b"a\t4\t3\t4\t99999999999999999\nb\t2\t11\t2\t3\n",  # more blanks behind a line than memory has
         b"\x00\xff" * 50,
     ],
 )
@@ -77,7 +83,28 @@ def test_an_index_that_does_not_fit_is_made_anew(tmp_path, index):
     assert genome.fetch(Interval("b", 0, 2)) == "GG"
 
 
-@pytest.mark.parametrize("damage", [b"", b"\x01", b"\x05" + bytes(7), bytes([1] + [0] * 7 + [9] * 16)])
+def test_a_record_that_reaches_over_the_next_is_found_among_many(tmp_path):
+    """Of many records a sample is looked up in the file, and the places of all are compared."""
+    path = tmp_path / "x.fa"
+    path.write_bytes(b"".join(b">%d\nACGT\n" % number for number in range(300)))
+    Genome(path)
+    fai = Path(f"{path}.fai")
+    good = fai.read_bytes()
+    for number in (0, 1, 7, 152, 298, 299):
+        lines = good.splitlines(keepends=True)
+        name, _, offset, *_ = lines[number].split(b"\t")
+        lines[number] = b"%s\t999999999999\t%s\t999999999999\t999999999999\n" % (name, offset)
+        fai.write_bytes(b"".join(lines))
+        with pytest.warns(GenosparseWarning, match="does not fit"):
+            assert Genome(path).contigs[str(number)] == 4
+        assert fai.read_bytes() == good
+
+
+@pytest.mark.filterwarnings("error")  # a count beyond 64 bits is no message of numpy's
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"\x01", b"\x05" + bytes(7), bytes([1] + [0] * 7 + [9] * 16), bytes(7) + b"\x80"],
+)
 def test_a_bgzip_index_that_does_not_fit_is_made_anew(large_bgzip, damage):
     sequences, path = large_bgzip
     Genome(path)
@@ -85,6 +112,34 @@ def test_a_bgzip_index_that_does_not_fit_is_made_anew(large_bgzip, damage):
     Path(f"{path}.gzi").write_bytes(damage)
     assert Genome(path).fetch(Interval("b", 200_000, 200_001)) == sequences["b"][-1]
     assert Path(f"{path}.gzi").read_bytes() == good
+
+
+@pytest.mark.parametrize("entry", [3, 5])
+@pytest.mark.parametrize("column", [0, 1])
+def test_a_bgzip_index_that_is_wrong_in_one_place_shifts_no_base(tmp_path, entry, column):
+    """In a line of its own length, where no line end tells; the sample that is looked up at first is not there."""
+    sequence = random_sequence(600_000)
+    path = write_bgzip(tmp_path / "x.fa.gz", fasta_text({"a": sequence}, width=600_000))
+    Genome(path)
+    numbers = np.fromfile(f"{path}.gzi", "<u8")
+    assert numbers[0] >= 7
+    first = int(numbers[2 * entry])  # unpacked, of the entry that is changed
+    numbers[2 * entry - 1 + column] += 1
+    numbers.tofile(f"{path}.gzi")
+    genome, refused = Genome(path), []
+    for start in range(0, 600_000, 5_000):
+        interval, expected = Interval("a", start, start + 5_000), sequence[start : start + 5_000]
+        try:
+            assert genome.fetch(interval) == expected
+            assert (genome.tokens(interval) == encode(expected)).all()
+        except FileFormatError as error:
+            refused.append((start, str(error)))
+    assert refused
+    for start, message in refused:
+        assert abs(start - first) < 2 << 16
+        assert re.search(r"x\.fa\.gz (does not fit its index; delete|is truncated or damaged)", message)
+        with pytest.raises(FileFormatError):
+            genome.tokens(Interval("a", start, start + 5_000))
 
 
 def test_a_write_protected_folder_sends_the_index_to_the_cache(small_fasta, cache_home):

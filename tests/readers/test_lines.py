@@ -33,6 +33,12 @@ def any_way(request: pytest.FixtureRequest) -> Iterator[str | None]:
         yield request.param
 
 
+@pytest.mark.skipif(shutil.which("cc") is None or os.name != "posix", reason="no C compiler")
+def test_native_code_is_there_where_it_can_be_built() -> None:
+    """Else all that is tested with it below would pass without it."""
+    assert NATIVE[:1] == ["plain"], _lines.why_not()
+
+
 def lines_of(sequence: str, width: int, line_end: str) -> bytes:
     return line_end.join(sequence[start : start + width] for start in range(0, len(sequence), width)).encode()
 

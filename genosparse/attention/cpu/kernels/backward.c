@@ -33,6 +33,9 @@ struct backward_scratch {
     struct visit visit;
 };
 
+/* The rows of pack_tile are in the same memory. */
+_Static_assert(sizeof(struct backward_scratch) >= TILE * MAX_DIM * sizeof(unit), "a tile of rows fits");
+
 int64_t EXPORT(genosparse_backward_scratch_)(void);
 int64_t EXPORT(genosparse_backward_scratch_)(void) { return sizeof(struct backward_scratch); }
 void EXPORT(genosparse_backward_)(const struct problem *problem);

@@ -29,6 +29,9 @@ struct forward_scratch {
     struct visit visit;
 };
 
+/* The rows of pack_tile are in the same memory. */
+_Static_assert(sizeof(struct forward_scratch) >= TILE * MAX_DIM * sizeof(unit), "a tile of rows fits");
+
 int64_t EXPORT(genosparse_forward_scratch_)(void);
 int64_t EXPORT(genosparse_forward_scratch_)(void) { return sizeof(struct forward_scratch); }
 void EXPORT(genosparse_forward_)(const struct problem *problem);
@@ -38,7 +41,8 @@ void EXPORT(genosparse_forward_)(const struct problem *problem);
 #define HEADROOM 8.0f
 
 /* No score is larger than the product of the norms of its query and its key. While that is at most BOUND, in base 2, no
- * maximum is looked for: 2^score has its full precision from 2^-BOUND to 2^BOUND, and sums of them have room. */
+ * maximum is looked for: 2^score has its full precision from 2^-BOUND to 2^BOUND, and sums of them have room; so have those
+ * of values, of which MOST_VALUE is the largest that a bounded tile has. */
 #define BOUND 60.0f
 
 /* Take a tile's maximum for a row's, and scale the row's sums by what that changes. */
@@ -172,7 +176,7 @@ static void start_rows(const struct problem *problem, struct forward_scratch *s,
         s->row_max[row] = 0.0f;
         vec_store(s->row_sum[row], vec_all(0.0f));
     }
-    s->largest_norm = sqrtf(largest) * (float)(fabs(problem->scale) * LOG2_E);
+    s->largest_norm = sqrtf(largest + LOST_SQUARES) * (float)(fabs(problem->scale) * LOG2_E);
     s->bounded = 1;
     memset(s->out, 0, ROWS * dim * sizeof(float));
 }
@@ -273,20 +277,22 @@ static void merge_global(const struct problem *problem, int64_t in_slab, char *s
     int64_t dim = padded_dim(problem->head_dim), group = group_size(problem), num_rows = num_global_rows(problem);
     for (int64_t in_group = 0; in_group < group; in_group++)
         for (int64_t row = 0; row < num_rows; row++) {
-            double largest = -INFINITY, sum = 0.0;
+            float largest = -INFINITY; /* NaN if a part's is: fmax would leave a NaN out, and the row would seem empty */
+            double sum = 0.0;
             for (int64_t split = 0; split < problem->num_splits; split++)
-                largest = fmax(largest, problem->part_lse[part_at(problem, split, in_slab, in_group, row)]);
-            for (int64_t split = 0; split < problem->num_splits && largest > -INFINITY; split++)
-                sum += exp(problem->part_lse[part_at(problem, split, in_slab, in_group, row)] - largest);
+                largest = not_less(largest, problem->part_lse[part_at(problem, split, in_slab, in_group, row)]);
+            int has_keys = largest != -INFINITY;
+            for (int64_t split = 0; split < problem->num_splits && has_keys; split++)
+                sum += exp((double)problem->part_lse[part_at(problem, split, in_slab, in_group, row)] - largest);
             double lse = largest + log(sum);
             memset(out, 0, dim * sizeof(float));
-            for (int64_t split = 0; split < problem->num_splits && largest > -INFINITY; split++) {
+            for (int64_t split = 0; split < problem->num_splits && has_keys; split++) {
                 int64_t at = part_at(problem, split, in_slab, in_group, row);
                 float share = (float)exp(problem->part_lse[at] - lse);
                 for (int64_t d = 0; d < dim; d++)
                     out[d] += share * problem->part[at * dim + d];
             }
-            write_out(problem, out, largest > -INFINITY ? (float)lse : -INFINITY, head / problem->num_kv_heads,
+            write_out(problem, out, has_keys ? (float)lse : -INFINITY, head / problem->num_kv_heads,
                       kv_head * group + in_group, row);
         }
 }

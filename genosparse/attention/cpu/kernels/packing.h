@@ -213,6 +213,9 @@ INLINE int64_t packed_at(const struct problem *problem, int64_t head, int64_t ti
 /* The larger one, and NaN if either is. */
 INLINE float not_less(float a, float b) { return b > a || b != b ? b : a; }
 
+/* What the squares of a row that are below float32's least number may come to. */
+#define LOST_SQUARES 2e-36f
+
 /* The largest norm of the columns; NaN if one is. */
 INLINE float largest_norm(const unit *columns, int64_t dim)
 {
@@ -228,7 +231,19 @@ INLINE float largest_norm(const unit *columns, int64_t dim)
         for (int lane = 0; lane < LANES; lane++)
             largest = not_less(largest, square[lane]);
     }
-    return sqrtf(largest);
+    return sqrtf(largest + LOST_SQUARES);
+}
+
+/* Of the norm of a tile of values: under weights of up to 2^60, a million of them have a sum below float32's largest number. */
+#define MOST_VALUE 1073741824.0f /* 2^30 */
+
+/* Whether a tile's values may be summed without a maximum of scores; not where one is NaN. */
+INLINE int are_summable(const unit *rows, int64_t dim)
+{
+    vec squares = vec_all(0.0f);
+    for (int64_t u = 0; u < tile_units(dim); u += LANES)
+        squares = units_fma(units_load(rows + u), units_load(rows + u), squares);
+    return vec_sum(squares) <= MOST_VALUE * MOST_VALUE;
 }
 
 /* Item: a packed tile of a head of the slab. */
@@ -286,8 +301,8 @@ static void pack_tile(const struct problem *problem, int64_t item, char *scratch
         if (sides[side].cross)
             cross(rows, dim, sides[side].cross + at, sides[side].cross == problem->v_cross);
     }
-    if (problem->key_norm)
-        problem->key_norm[item] = largest_norm(sides[0].columns + at, dim);
+    if (problem->key_norm) /* rows are the values' now */
+        problem->key_norm[item] = are_summable(rows, dim) ? largest_norm(sides[0].columns + at, dim) : INFINITY;
 }
 
 INLINE void pack_keys(const struct problem *problem)

@@ -44,7 +44,8 @@ struct problem {
     /* [slab, grid tiles then column tiles, tile] */
     void *k_columns, *k_cross, *v_columns, *v_cross;
     uint64_t *visible, *is_column; /* a bit for each key of a packed tile */
-    float *key_norm;               /* the largest of a packed tile, or null in the backward pass */
+    float *key_norm;               /* the largest of a packed tile, inf where its values are too large for weights
+                                    * without a maximum; null in the backward pass */
     float *dk_sum, *dv_sum;               /* [slab, grid tiles, padded D, TILE] */
     float *dk_columns, *dv_columns;       /* [slots, slab, column tiles, padded D, TILE] */
     float *part, *part_lse;               /* [splits, slab, group, global rows, padded D], and without the last */
