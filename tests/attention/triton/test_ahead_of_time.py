@@ -73,7 +73,7 @@ def assert_sound(kernel: dict[str, Any]) -> None:
         assert kernel["instructions"]["exp2"] > 0, what
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", [pytest.param(arch, marks=[pytest.mark.slow] * (arch != 90)) for arch in ARCHS])
 def test_kernels_compile_without_spills(arch: int, tmp_path: Path) -> None:
     kernels = compile_all((arch,), (64,), ("bfloat16",), ("plain",), cache=tmp_path)
     assert {kernel["kernel"] for kernel in kernels} == (MATRIX_KERNELS - {"backward_dkv_table"}) | {"backward_prepare"}
