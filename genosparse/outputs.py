@@ -137,6 +137,7 @@ def open_run(
     try:
         if _lock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
             resumes = _claim(run_dir, wanted, owns, overwrite, inputs)
+            _remove_leftovers(run_dir, settled=0)  # who else would write here waits for the lock
             if shared:
                 _lock(folder, fcntl.LOCK_SH)
         elif shared and not overwrite and _lock_patiently(folder, fcntl.LOCK_SH):
@@ -220,11 +221,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the temporary folders of runs that were killed: those that no process holds locked."""
+def _remove_leftovers(folder: Path, settled: float = _SETTLED) -> None:
+    """Remove the temporary folders of runs that were killed: those that no process holds locked, and not younger."""
     for leftover in folder.glob(f"{_PARTIAL}*/"):
         with suppress(OSError):
-            if time.time() - leftover.stat().st_mtime < _SETTLED:
+            if time.time() - leftover.stat().st_mtime < settled:
                 continue
             lock = os.open(leftover, os.O_RDONLY)
             try:

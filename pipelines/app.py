@@ -588,6 +588,8 @@ def _explain(name: str, error: Exception) -> str:
 
 
 def _unknown_key(name: str, key: str) -> str:
+    if key == "experiment":
+        return f"experiment= is written with a plus: +{key}= (genosparse {name} --help)"
     known = _known_keys(name)
     last = key.rpartition(".")[2]
     close = [other for other in known if other.rpartition(".")[2] == last]

@@ -499,7 +499,10 @@ def _make_encoder(config: DictConfig) -> Encoder:
     values = _contents(config.model, aside=("name", "context"))
     if values.get("channels") == "auto":
         values["channels"] = [] if config.data.alignments is None else list(CHANNELS)
-    return Encoder(EncoderConfig.from_dict(values))
+    try:
+        return Encoder(EncoderConfig.from_dict(values))
+    except ConfigError as error:  # which begins with a setting's name
+        raise type(error)(f"model.{error}" if str(error).partition("=")[0] in values else str(error)) from None
 
 
 def _validation(config: DictConfig) -> float | list[str] | None:

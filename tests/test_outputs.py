@@ -239,6 +239,19 @@ def test_run_killed_while_it_claimed_its_folder_can_start_again(tmp_path: Path) 
     assert claim(tmp_path / "a", IDENTITY) is False
 
 
+def test_what_a_killed_run_was_writing_is_gone_with_the_next_one(tmp_path: Path) -> None:
+    script = (
+        "import os, signal, sys; from genosparse.outputs import atomic_output, open_run\n"
+        "with open_run(sys.argv[1], {'pipeline': 'embed'}, owns=()), atomic_output(sys.argv[1] + '/out') as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, tmp_path / "a"], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(names(tmp_path / "a")) == 2
+    assert claim(tmp_path / "a", {"pipeline": "embed"}) is True
+    assert names(tmp_path / "a") == ["run.json"]
+
+
 def test_folders_of_others_beside_an_output_stay(tmp_path: Path) -> None:
     for name in (".partial-download", ".genosparse"):
         (tmp_path / name).mkdir()

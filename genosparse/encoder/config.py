@@ -125,8 +125,8 @@ class EncoderConfig:
             for name in ("num_heads", "num_kv_heads", "mlp_hidden"):
                 if getattr(self, name) % 2:
                     raise ConfigError(
-                        f"{name}={getattr(self, name)} cannot be shared between two strands; expected an even number "
-                        "with strands=shared"
+                        f"{name}={getattr(self, name)} cannot be shared between two strands; expected an even "
+                        f"number with strands=shared, as {name}={getattr(self, name) + 1}"
                     )
             if self.channels:
                 other_strand(self.channels)

@@ -42,6 +42,7 @@ class TestedSequences:
 
     __test__ = False  # its name is not that of a test
     validation = None
+    validation_key = ""
 
     def __init__(
         self,

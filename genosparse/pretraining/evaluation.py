@@ -49,12 +49,16 @@ class SiteSource(Protocol):
 
     Attributes:
         validation: What was asked to be held out, for messages; None where nothing need be.
+        validation_key: The setting that asked for it.
         context: Bases of a window, at most.
         held_out: The held-out stretches.
     """
 
     @property
     def validation(self) -> float | Sequence[str] | None: ...
+
+    @property
+    def validation_key(self) -> str: ...
 
     @property
     def context(self) -> int: ...

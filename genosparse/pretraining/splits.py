@@ -159,6 +159,11 @@ def split(
             f"data.validation_blocks={blocks.size} says where the fraction that is held out lies, and data.validation="
             f"{validation} is no fraction above 0; give one, as data.validation=0.1, or leave the blocks out"
         )
+    if blocks is not None and isinstance(validation, int | float) and validation > 0.5:
+        raise ConfigError(
+            f"data.validation={validation} is too much for data.validation_blocks={blocks.size}, which hold out up "
+            "to a half; give 0.5 or less, or leave the blocks out"
+        )
     if validation is None:
         return contigs, []
     if isinstance(validation, int | float):

@@ -138,9 +138,12 @@ class Sampling:
         if self.by not in SAMPLINGS:
             raise ConfigError(f"data.sampling={self.by} is unknown; choose one of {', '.join(SAMPLINGS)}")
         if (self.by == "weights") != (self.weights is not None):
+            if self.weights is None:
+                raise ConfigError(
+                    "data.sampling=weights needs data.weights=, one of each genome, as data.weights=[2,1]"
+                )
             raise ConfigError(
-                f"data.sampling={self.by} and data.weights={self.weights} do not go together; give both, as "
-                "data.sampling=weights data.weights=[2,1], or no weights"
+                f"data.weights is of data.sampling=weights, and data.sampling={self.by}; give that too, or no weights"
             )
         for number, weight in enumerate(self.weights or ()):
             check_number(f"data.weights[{number}]", weight, 0, without_least=True)

@@ -327,7 +327,10 @@ class Genome(Closing):
             ) from None
         # samtools indexes no file with bytes that are not ASCII.
         if letters is None or not letters.isascii() or any(byte in letters for byte in b"\n>\0"):
-            raise FileFormatError(f"{self.path} does not fit its index; delete the index, and it is made anew")
+            raise FileFormatError(
+                f"{self.path} does not fit its index, or has '>' within {contig!r}, as where files were joined with no "
+                "line end between; mend the file, or delete the index, and it is made anew"
+            )
         return letters
 
     def __contains__(self, contig: object) -> bool:

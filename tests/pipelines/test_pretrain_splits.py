@@ -104,7 +104,7 @@ def test_a_changed_genome_does_not_resume(capsys: pytest.CaptureFixture[str]) ->
     "arguments, message",
     [
         (["data.genome=one.fa", "data.sampling=area"], "data.sampling=area is unknown; choose one of length, sqrt"),
-        (["data.genome=one.fa", "data.weights=[1]"], "data.sampling=length and data.weights=(1,) do not go together"),
+        (["data.genome=one.fa", "data.weights=[1]"], "data.weights is of data.sampling=weights"),
         (["data.genome=one.fa", "data.weights=3"], "data.weights=3: expected a number for each genome"),
         (["data.genome=one.fa", "data.sampling=weights", "data.weights=[1,2]"], "data.weights has 2 and data.genome 1"),
         (["data.genome=[one.fa,n.fa]", "data.sampling=sqrt"], "in a row of n.fa had more than 10% of N"),
@@ -126,6 +126,10 @@ def test_a_changed_genome_does_not_resume(capsys: pytest.CaptureFixture[str]) ->
             "['a'] is no fraction",
         ),
         (["data.genome=one.fa", "data.validation=[a,b]"], "names every contig"),
+        (
+            ["data.genome=one.fa", "data.validation_blocks=10", "data.validation=0.6"],
+            "data.validation=0.6 is too much for data.validation_blocks=10",
+        ),
         (["data.genome=one.fa", "data.validation_blocks=0.5"], "data.validation_blocks=0.5: expected a whole number"),
         (["data.genome=one.fa", "data.validation_blocks=10", "data.validation_gap=-1"], "data.validation_gap=-1"),
         (["data.genome=one.fa", "data.validation_gap=5"], "data.validation_gap is of data.validation_blocks"),
