@@ -18,7 +18,7 @@ from genosparse.encoder.config import EncoderConfig
 from genosparse.errors import ConfigError, InputFileNotFoundError, ModelFormatError, OutputError, PatternError
 from genosparse.outputs import atomic_output
 
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "check_tensors", "load_model", "save_model"]
+__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "check_sizes", "check_tensors", "load_model", "save_model"]
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -98,6 +98,23 @@ def _load_config(file: Path) -> EncoderConfig:
         return EncoderConfig.from_dict(contents["encoder"])
     except (ConfigError, PatternError) as error:
         raise ModelFormatError(f"{file}: {error}") from error
+
+
+def check_sizes(path: str | os.PathLike[str], config: EncoderConfig, found: dict[str, Tensor]) -> None:
+    """Refuse a configuration of more layers than there are tensors, or of a size beyond the number of all weights."""
+    num_weights = sum(tensor.numel() for tensor in found.values())
+    for name, size, most in (
+        ("num_layers", config.num_layers, len(found)),
+        ("d_model", config.d_model, num_weights),
+        ("mlp_hidden", config.mlp_hidden or 0, num_weights),
+        ("num_global", config.num_global, num_weights),
+        ("convolution", config.convolution or 0, num_weights),
+    ):
+        if size > most:
+            raise ModelFormatError(
+                f"{Path(path) / CONFIG_FILE} says {name}={size}, and {WEIGHTS_FILE} beside it has {len(found)} tensors "
+                f"of {num_weights:,} weights in all; copy the whole model folder again"
+            )
 
 
 def check_tensors(path: str | os.PathLike[str], found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

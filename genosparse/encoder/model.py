@@ -166,8 +166,11 @@ class Encoder(nn.Module):
             ModelFormatError: A file is damaged, of a newer format, or does not fit the configuration.
         """
         config, tensors = checkpoints.load_model(path)
+        checkpoints.check_sizes(path, config, tensors)
+        with torch.device("meta"):  # shapes alone: a configuration may ask for more than there is memory
+            expected = cls(config).state_dict()
+        checkpoints.check_tensors(path, tensors, expected)
         encoder = cls(config)
-        checkpoints.check_tensors(path, tensors, encoder.state_dict())
         encoder.load_state_dict(tensors)
         return encoder.to(device).eval()
 

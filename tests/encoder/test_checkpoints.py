@@ -92,6 +92,32 @@ def test_damage_is_named(folder: Path, damage: Callable[[Path], object], message
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "changes, told",
+    [
+        ({"num_layers": 10**9}, "num_layers=1000000000"),
+        ({"d_model": 2**40, "num_heads": 2**34}, "d_model=1099511627776"),
+        ({"mlp_hidden": 2**50}, "mlp_hidden=1125899906842624"),
+        ({"convolution": 10**30 + 1}, "convolution=1000000000000000000000000000001"),
+        ({"patterns": [{"num_global": 10**12}]}, "num_global=1000000000000"),
+        # Each within what is there, and together more than there is memory.
+        ({"d_model": 2048, "num_heads": 32, "mlp_hidden": 2048, "convolution": 2047}, "tensor convolution.motifs"),
+    ],
+)
+def test_sizes_that_no_memory_holds_are_refused_before_anything_is_made(
+    folder: Path, changes: dict[str, object], told: str
+) -> None:
+    edit_config(lambda contents: contents["encoder"].update(changes))(folder)
+    made: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.nn.init, "normal_", lambda tensor, **_: made.append(tensor.numel() * (not tensor.is_meta)))
+        with pytest.raises(ModelFormatError) as error:
+            Encoder.from_pretrained(folder)
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+    assert sum(made) == 0
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputFileNotFoundError, match="no model folder"):
         Encoder.from_pretrained(tmp_path / "nowhere")
