@@ -15,6 +15,7 @@ __all__ = [
     "ModelFormatError",
     "OutputError",
     "PatternError",
+    "ReferenceMismatchError",
     "SequenceError",
 ]
 
@@ -52,6 +53,10 @@ class ContigNotFoundError(GenosparseError, ValueError):
 
 class PatternError(GenosparseError, ValueError):
     """An attention pattern, or the tensors given with it, do not fit together."""
+
+
+class ReferenceMismatchError(GenosparseError, ValueError):
+    """A variant's REF is not what the genome has there."""
 
 
 class ModelFormatError(GenosparseError, ValueError):

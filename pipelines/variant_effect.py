@@ -23,9 +23,16 @@ from genosparse.outputs import RUN_FILE, check_writable, fingerprint, open_run
 from genosparse.pipelines import app
 from genosparse.readers import Genome
 from genosparse.variant_effect.records import InputSummary, read_records, scan_records
-from genosparse.variant_effect.scores import BLOCK_RECORDS, VariantScorer, check_context, find_contigs, resolve_scores
+from genosparse.variant_effect.registry import resolve_scores
+from genosparse.variant_effect.scores import (
+    BLOCK_RECORDS,
+    VariantScorer,
+    check_context,
+    find_contigs,
+    longest_allele,
+)
 from genosparse.variant_effect.shards import BlockStore, Shard, merge_blocks, score_blocks
-from genosparse.variant_effect.statuses import Status
+from genosparse.variant_effect.statuses import Status, check_references
 from genosparse.variant_effect.writers import Provenance, open_writer, output_format
 
 __all__ = ["main"]
@@ -43,6 +50,10 @@ def main(config: DictConfig) -> None:
     scores = resolve_scores(list(config.scores) if isinstance(config.scores, ListConfig) else str(config.scores))
     context = app.integer(config, "context", minimum=1)
     batch_bases = app.integer(config, "batch_bases", minimum=1)
+    max_allele_length = longest_allele(
+        None if config.max_allele_length is None else app.integer(config, "max_allele_length"), context
+    )
+    strict = app.flag(config, "strict")
     overwrite = app.flag(config, "overwrite")
     app.choice(config, "logger", LOGGERS)
     if shard is not None and overwrite:
@@ -69,15 +80,21 @@ def main(config: DictConfig) -> None:
         app.open_channels(config, encoder, genome, alignments) as channels,
     ):
         summary = scan_records(variants, all_declared=to_bcf)
+        contigs = find_contigs(
+            summary.contigs, genome, display_name(inputs[2]), summary.contig_lengths, summary.build_names
+        )
+        if strict:
+            check_references((record.variant for record in read_records(variants)), genome, contigs)
         scorer = VariantScorer(
             encoder,
             genome,
-            find_contigs(summary.contigs, genome, display_name(inputs[2]), summary.contig_lengths, summary.build_names),
+            contigs,
             scores=scores,
             context=context,
             batch_bases=batch_bases,
             precision=runtime.precision,
             channels=channels,
+            max_allele_length=max_allele_length,
         )
         model = encoder.fingerprint()
         identity = {
@@ -88,8 +105,9 @@ def main(config: DictConfig) -> None:
             "aliases": options["aliases"] and fingerprint(options["aliases"]),
             "alignments": app.alignments_identity(config, [alignments]),
             "variants": fingerprint(variants),
-            "scores": list(scores),
+            "scores": "auto" if scores.is_auto else list(scores.names),
             "context": context,
+            "max_allele_length": max_allele_length,
             "batch_bases": batch_bases,
             "precision": runtime.precision,
             "block_records": BLOCK_RECORDS,
@@ -102,7 +120,7 @@ def main(config: DictConfig) -> None:
         ) as resumes:
             if resumes:
                 _say(f"taking up the run in {run_dir}")
-            store = BlockStore(run_dir, scores)
+            store = BlockStore(run_dir, scores.names)
             if shard is not None:
                 with _stopping_well():
                     score_blocks(scorer, read_records(variants), summary.num_records, store, shard)
@@ -115,7 +133,7 @@ def main(config: DictConfig) -> None:
             ):
                 score_blocks(scorer, read_records(variants), summary.num_records, store, Shard())
                 with open_writer(output, summary.header_lines, made_by) as writer:
-                    counts = merge_blocks(read_records(variants), store, scores, writer)
+                    counts = merge_blocks(read_records(variants), store, scores.names, writer)
                 logger.summarize({"records": summary.num_records, "alts": counts.total(), **counts})
     _summarise(counts, summary, output)
 

@@ -15,6 +15,7 @@ from genosparse.intervals import interval_from_1based, parse_region, position0_f
 from genosparse.readers import parse_vcf_line, read_intervals, read_variants
 from genosparse.tokenizers import NUCLEOTIDE_CODES, NucleotideTokenizer
 from genosparse.variant_effect.records import Record
+from genosparse.variant_effect.registry import resolve_scores
 from genosparse.variant_effect.writers import Provenance, Row, open_writer
 
 TOKENIZER = NucleotideTokenizer()
@@ -87,7 +88,7 @@ def test_positions_of_variants(tmp_path: Path, suffix: str, positions: list[int]
     read_from.write_text("\n".join([*HEADER, *lines, ""]))
     assert [variant.position0 for variant in read_variants(read_from)] == positions
     path = tmp_path / f"out.{suffix}"
-    provenance = Provenance(version="1", model="m", context=8, scores=("llr",))
+    provenance = Provenance(version="1", model="m", context=8, scores=resolve_scores("llr"))
     with open_writer(str(path), HEADER, provenance) as writer:
         for number, line in enumerate(lines):
             writer.write(Record(line, parse_vcf_line(line, "in.vcf", number)), [Row("scored", {"llr": 0.5})])

@@ -27,7 +27,8 @@ from genosparse.intervals import Interval
 from genosparse.outputs import fingerprint
 from genosparse.readers import Genome, Variant
 from genosparse.tokenizers import MASK, NucleotideTokenizer
-from genosparse.variant_effect.scores import score_variants, site_window
+from genosparse.variant_effect.scores import score_variants
+from genosparse.variant_effect.windows import site_window
 
 __all__ = ["VariantEffectSuite"]
 

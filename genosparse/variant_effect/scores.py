@@ -1,115 +1,45 @@
-"""The scores: what each means, and how the forward passes behind them are made and shared.
+"""Scores of variants: blocks of them, and tables.
 
-Shape legend: V records, A ALTs, S sites, B rows of a forward pass, C bases of context.
+Shape legend: V records, A ALTs.
 """
 
+import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from genosparse.builds import check_build
-from genosparse.channels import reverse_complement_channels
 from genosparse.contigs import no_contig_matches
 from genosparse.encoder.channels import encoder_channels
 from genosparse.errors import ConfigError, GenosparseWarning, ModelFormatError
-from genosparse.intervals import Interval, position_1based
-from genosparse.readers import Alignments, AlleleKind, Genome, GenomeChannels, Variant, allele_kind
-from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
-from genosparse.variant_effect.statuses import Status, alt_status, changed_offsets, record_status
+from genosparse.intervals import position_1based
+from genosparse.readers import Alignments, Genome, GenomeChannels, Variant, allele_kind
+from genosparse.variant_effect.forwards import Forwards
+from genosparse.variant_effect.methods import DoesNotFitError, Method, methods_for
+from genosparse.variant_effect.registry import ScoreSet, resolve_scores
+from genosparse.variant_effect.statuses import Status, alt_status, check_references, record_status
+from genosparse.variant_effect.windows import change_of
 
 if TYPE_CHECKING:
     from genosparse.encoder import Encoder
 
 __all__ = [
     "BLOCK_RECORDS",
-    "SCORES",
     "BlockScores",
-    "Score",
     "VariantScorer",
     "VariantScores",
     "check_context",
     "find_contigs",
-    "resolve_scores",
+    "longest_allele",
     "score_variants",
-    "site_window",
 ]
 
 BLOCK_RECORDS = 1024  # records that share forward passes; a constant, so that it cannot change the bytes of a result
-_BASES = "ACGT"
-_STRANDS = ("+", "-")
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a score means.
-
-    Attributes:
-        name: Its name in ``scores=`` and in ``VariantScores``.
-        units: Its units.
-        sign: What a negative and a positive value say.
-        definition: Its formula, in one line.
-        source: The paper or project it comes from.
-        kinds: The classes of variant that it is defined for.
-    """
-
-    name: str
-    units: str
-    sign: str
-    definition: str
-    source: str
-    kinds: frozenset[AlleleKind]
-
-    @property
-    def field(self) -> str:
-        """Its name as an INFO field and as a column."""
-        return f"GS_{self.name.upper()}"
-
-    @property
-    def description(self) -> str:
-        """Definition, units and sign in one line."""
-        return f"{self.definition}, in {self.units}; {self.sign}"
-
-
-SCORES: Mapping[str, Score] = MappingProxyType(
-    {
-        score.name: score
-        for score in (
-            Score(
-                name="llr",
-                units="nats",
-                sign="negative: the model finds ALT less likely than REF",
-                definition="log P(ALT) - log P(REF) at the masked site, mean over both strands",
-                source="Meier et al. 2021 (ESM-1v, masked marginals); Benegas et al. 2023 (GPN)",
-                kinds=frozenset({AlleleKind.SNV}),
-            ),
-        )
-    }
-)
-
-
-def resolve_scores(scores: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the names of the scores asked for, in the registry's order.
-
-    Args:
-        scores: ``"auto"``, a name, or several names.
-
-    Raises:
-        ConfigError: A name is not in ``SCORES``, or there is none.
-    """
-    if scores == "auto":
-        return ("llr",)
-    wanted = [scores] if isinstance(scores, str) else list(scores)
-    unknown = [name for name in wanted if name not in SCORES]
-    if unknown or not wanted:
-        what = f"{unknown[0]!r} is not a score" if unknown else "no score was asked for"
-        raise ConfigError(f"scores={scores}: {what}; expected auto, or some of {', '.join(SCORES)}")
-    return tuple(name for name in SCORES if name in wanted)
 
 
 def check_context(encoder: "Encoder", context: int) -> None:
@@ -127,19 +57,19 @@ def check_context(encoder: "Encoder", context: int) -> None:
         warnings.warn(message, GenosparseWarning, stacklevel=2)
 
 
-def site_window(position0: int, contig_length: int, context: int, *, circular: bool = False) -> tuple[int, int]:
-    """Return ``(start, end)`` of a site's window: 0-based, half-open.
+def longest_allele(max_allele_length: int | None, context: int) -> int:
+    """Return the most bases that an ALT may change: what was asked for, or half of the context.
 
-    The window is centred (``context // 2`` bases before the site), shifted where the contig ends, and shorter than
-    ``context`` only on a contig that is itself shorter. On a circular contig it is never shifted: ``end`` passes
-    ``contig_length`` where it goes on at the contig's first base.
+    Raises:
+        ConfigError: It is below 1 or above ``context``.
     """
-    if circular:
-        length = min(context, contig_length)
-        start = (position0 - length // 2) % contig_length
-        return start, start + length
-    start = max(0, min(position0 - context // 2, contig_length - context))
-    return start, min(start + context, contig_length)
+    if max_allele_length is None:
+        return max(1, context // 2)
+    if not 1 <= max_allele_length <= context:
+        raise ConfigError(
+            f"max_allele_length={max_allele_length}: expected 1 to {context} bases, what context= can hold"
+        )
+    return max_allele_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,21 +119,38 @@ class VariantScores:
             raise KeyError(f"{score!r}: the table has {', '.join(self.scores)}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """An ALT whose forward passes have been asked for."""
+
+    row: int
+    place: str
+    names: Collection[str]
+    methods: Sequence[Method]
+
+    @property
+    def is_done(self) -> bool:
+        return all(outcome.is_done for method in self.methods for outcome in method.outcomes)
+
+
 class VariantScorer:
     """Scores blocks of variants with one encoder and one genome.
 
-    Within a block each site is passed through the encoder once per strand, for all ALTs there. All forward passes have
-    one shape, ``[batch_bases // context, context]``, since the last bits of a matrix product change with its shape.
+    Within a block equal forward passes are made once, for all ALTs and scores that need them: of a site one per strand
+    serves ``llr`` of all its ALTs, and what is read of REF serves all ALTs that change the same bases of it. All
+    passes have one shape, ``[batch_bases // context, context]``, since the last bits of a matrix product change with
+    its shape.
 
     Args:
         encoder: A masked-language encoder, used where it is.
         genome: Indexed reference.
         contigs: The genome's name, or None, for each contig of the variants.
-        scores: Names from ``SCORES``.
+        scores: What to score.
         context: Bases of context per site.
         batch_bases: Bases per forward pass; at least one window is passed.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
         channels: What alignments say of the genome's positions, for an encoder that takes it; None for nothing.
+        max_allele_length: Most bases that an ALT may change, of REF or to; None for half of ``context``.
     """
 
     def __init__(
@@ -212,11 +159,12 @@ class VariantScorer:
         genome: Genome,
         contigs: Mapping[str, str | None],
         *,
-        scores: Sequence[str] = ("llr",),
+        scores: ScoreSet,
         context: int = 4096,
         batch_bases: int = 65_536,
         precision: str = "float32",
         channels: GenomeChannels | None = None,
+        max_allele_length: int | None = None,
     ) -> None:
         self._encoder = encoder
         self._channels = channels
@@ -224,104 +172,75 @@ class VariantScorer:
             channels.check(contig for contig in contigs.values() if contig is not None)
         self._genome = genome
         self._contigs = contigs
-        self._scores = [SCORES[name] for name in scores]
+        self._scores = scores
         self._context = context
-        self._batch = max(1, batch_bases // context)
+        self._num_rows = max(1, batch_bases // context)
         self._autocast = precision == "bfloat16"
-        self._tokenizer = NucleotideTokenizer()
+        self._max_allele_length = longest_allele(max_allele_length, context)
 
     def score(self, variants: Sequence[Variant]) -> BlockScores:
         """Score one block of variants."""
+        forwards = Forwards(
+            self._encoder,
+            self._genome,
+            self._channels,
+            context=self._context,
+            num_rows=self._num_rows,
+            autocast=self._autocast,
+        )
+        num_rows = sum(len(variant.alts) for variant in variants)
+        scores = {name: np.full(num_rows, np.nan, np.float32) for name in self._scores.names}
         statuses: list[Status] = []
-        sites: dict[tuple[str, int], int] = {}  # (contig of the genome, position0) -> row of the log-probabilities
-        substitutions: list[tuple[int, int, str, str]] = []  # (row of the result, row of the site, ref, alt)
+        waiting: deque[_Job] = deque()
         for variant in variants:
             contig = self._contigs[variant.contig]
             of_record = record_status(variant, self._genome, contig) if variant.alts else None
             for alt in variant.alts:
-                status = of_record or alt_status(variant.ref, alt, self._context)
-                if status is None and self._is_defined(kind := allele_kind(variant.ref, alt)):
-                    status = Status.SCORED
-                    if kind is AlleleKind.SNV:
-                        (offset,) = changed_offsets(variant.ref, alt)
-                        assert contig is not None
-                        site = sites.setdefault((contig, variant.position0 + offset), len(sites))
-                        substitutions.append((len(statuses), site, variant.ref[offset], alt[offset]))
-                statuses.append(status or Status.UNSUPPORTED)
-
-        llr = np.full(len(statuses), np.nan, np.float32)
-        if substitutions:
-            log_probs = self._masked_log_probs(list(sites))
-            rows, at, refs, alts = zip(*substitutions, strict=True)
-            ref_class, alt_class = ([_BASES.index(_as_dna(base)) for base in bases] for bases in (refs, alts))
-            llr[list(rows)] = log_probs[list(at), alt_class] - log_probs[list(at), ref_class]
+                status = of_record or alt_status(variant.ref, alt, self._max_allele_length)
+                if status is None:
+                    assert contig is not None
+                    job = self._ask(len(statuses), variant, alt, contig, forwards)
+                    if isinstance(job, _Job):
+                        waiting.append(job)
+                    status = Status.SCORED if isinstance(job, _Job) else job
+                statuses.append(status)
+            # Each in its turn, so that what was made for it can go.
+            while waiting and waiting[0].is_done:
+                _finish(waiting.popleft(), scores)
+        forwards.flush()
+        for job in waiting:
+            _finish(job, scores)
         codes = {status: code for code, status in enumerate(Status)}
         return BlockScores(
             num_alts=np.array([len(variant.alts) for variant in variants], np.int64),
             status=np.array([codes[status] for status in statuses], np.uint8),
-            scores={"llr": llr},
+            scores=scores,
         )
 
-    def _is_defined(self, kind: AlleleKind) -> bool:
-        return any(kind in score.kinds for score in self._scores)
+    def _ask(self, row: int, variant: Variant, alt: str, contig: str, forwards: Forwards) -> _Job | Status:
+        """Ask for the forward passes of an ALT, or say why there are none."""
+        kind = allele_kind(variant.ref, alt)
+        names = self._scores.defined_for(kind)
+        if not names:
+            return Status.UNSUPPORTED
+        change = change_of(variant, alt, self._genome, contig, self._context)
+        try:
+            methods = methods_for(change, names, forwards)
+        except DoesNotFitError:
+            return Status.TOO_LONG
+        return _Job(row, f"{contig}:{position_1based(variant.position0)}", names, methods)
 
-    def _masked_log_probs(self, sites: Sequence[tuple[str, int]]) -> NDArray[np.float64]:
-        """Return the log-probabilities of A C G T on the plus strand at masked sites, mean over strands: ``[S, 4]``."""
-        device = self._encoder.device
-        rows = self._masked_windows(sites)
-        by_strand = np.empty((len(sites), len(_STRANDS), len(_BASES)))
-        flat = by_strand.reshape(-1, len(_BASES))
-        for first in range(0, len(flat), self._batch):
-            count = min(self._batch, len(flat) - first)
-            tokens = np.full((self._batch, self._context), PAD, np.uint8)
-            masked = np.zeros((self._batch, 1), np.int64)
-            channels = None
-            if self._channels is not None:
-                channels = np.zeros((self._batch, self._context, len(self._channels.names)), np.float32)
-            for row in range(count):
-                window, masked[row], values = next(rows)
-                tokens[row, : len(window)] = window
-                if channels is not None:
-                    channels[row, : len(window)] = values
-            # Rows to spare repeat a real one: padding alone would send the whole batch down attention's masked path.
-            tokens[count:], masked[count:] = tokens[count - 1], masked[count - 1]
-            if channels is not None:
-                channels[count:] = channels[count - 1]
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=self._autocast):
-                logits = self._encoder.base_logits_at(
-                    torch.from_numpy(tokens).to(device),
-                    torch.from_numpy(masked).to(device),
-                    channels=None if channels is None else torch.from_numpy(channels).to(device),
+
+def _finish(job: _Job, scores: Mapping[str, NDArray[np.float32]]) -> None:
+    for method in job.methods:
+        for name, value in method.scores().items():
+            if name not in job.names:
+                continue  # a sibling of one that was asked for
+            if not math.isfinite(value):
+                raise ModelFormatError(
+                    f"the model gives no finite {name} at {job.place}; its weights hold NaN or overflow"
                 )
-            flat[first : first + count] = torch.log_softmax(logits[:count, 0].double(), dim=-1).cpu().numpy()
-        by_strand[:, 1] = by_strand[:, 1, ::-1]  # classes A C G T of the minus strand are T G C A of the plus strand
-        finite = np.isfinite(by_strand).all(axis=(1, 2))
-        if not finite.all():
-            contig, position0 = sites[int(np.argmin(finite))]
-            where = f"{contig}:{position_1based(position0)}"
-            raise ModelFormatError(
-                f"the model gives no finite probabilities at {where}; its weights hold NaN or overflow"
-            )
-        mean: NDArray[np.float64] = by_strand.mean(axis=1)
-        return mean
-
-    def _masked_windows(
-        self, sites: Sequence[tuple[str, int]]
-    ) -> Iterator[tuple[NDArray[np.uint8], int, NDArray[np.float32] | None]]:
-        """Yield ``(tokens, index of the masked site, channels)`` for each site: plus strand, then minus strand."""
-        for contig, position0 in sites:
-            length = self._genome.contigs[contig]
-            start, end = site_window(position0, length, self._context, circular=self._genome.is_circular(contig))
-            tokens = self._genome.tokens(Interval(contig, start, end))
-            site = (position0 - start) % length
-            tokens[site] = MASK
-            channels = turned = None
-            if self._channels is not None:
-                channels = self._channels.values(Interval(contig, start, end))
-                turned = reverse_complement_channels(channels, self._channels.names)
-                channels[site] = turned[len(tokens) - 1 - site] = 0  # the reads there would tell the masked base
-            yield tokens, site, channels
-            yield self._tokenizer.reverse_complement(tokens), len(tokens) - 1 - site, turned
+            scores[name][job.row] = value
 
 
 def score_variants(
@@ -334,6 +253,8 @@ def score_variants(
     batch_bases: int = 65_536,
     precision: str = "float32",
     alignments: Alignments | GenomeChannels | None = None,
+    max_allele_length: int | None = None,
+    strict: bool = False,
 ) -> VariantScores:
     """Score variants against their reference genome.
 
@@ -343,43 +264,56 @@ def score_variants(
     same bases; on a circular contig it goes on at the other end instead of being shifted. Lower case in the genome or
     the alleles makes no difference.
 
+    All other scores read windows of the haplotypes, with REF or ALT in their middle, equally long, and placed from each
+    strand's own 5' end. Where an indel can be written in several places (as in a homopolymer) what it changes is all of
+    them, so that each way to write it has the same scores.
+
     Args:
         encoder: A masked-language encoder, used on the device it is on.
         genome: Indexed reference that REF alleles are checked against.
         variants: Iterable of ``Variant``; order is kept.
-        scores: ``"auto"`` (``llr``), or names from ``SCORES``; see each for units and sign.
+        scores: ``"auto"`` (``llr`` of SNVs and MNVs, ``delta_pll`` of the rest), or names from ``SCORES``; see each for
+            units and sign.
         context: Bases of context per site, centred on it, at most ``encoder.config.max_length``.
         batch_bases: Bases per forward pass; bounds memory; changes results by rounding only.
         precision: ``"float32"``, or ``"bfloat16"`` for autocast.
         alignments: Reads on the genome, for an encoder that takes channels of them: all of the window are shown but
-            those at the masked site. Channels are 0 where there are none.
+            those at masked sites and at what an ALT changes. Channels are 0 where there are none.
+        max_allele_length: Most bases that an ALT may change, of REF or to, without those that both share at their ends;
+            by default half of ``context``. What is longer is ``too_long``.
+        strict: Stop at the first variant whose REF is not what the genome has, instead of giving it a status.
 
     Returns:
-        ``VariantScores``: one row per ALT, float32 scores ``[num_alts]`` (``llr`` in nats, negative: ALT less likely)
-        and a status per row.
+        ``VariantScores``: one row per ALT, float32 scores ``[num_alts]`` (``llr`` and ``delta_pll`` in nats, negative:
+        ALT less likely) and a status per row.
 
     Raises:
-        ConfigError: ``context``, ``scores``, ``batch_bases`` or ``precision`` cannot be used, or the encoder takes no
-            alignments.
+        ConfigError: ``context``, ``scores``, ``batch_bases``, ``precision`` or ``max_allele_length`` cannot be used, or
+            the encoder takes no alignments.
         ContigNotFoundError: No contig of the variants, or none of the alignments, is in the genome.
+        ReferenceMismatchError: With ``strict``, a REF is not what the genome has.
     """
-    names = resolve_scores(scores)
+    wanted = resolve_scores(scores)
     check_context(encoder, context)
     if batch_bases < 1:
         raise ConfigError(f"batch_bases={batch_bases}: expected at least 1")
     if precision not in ("float32", "bfloat16"):
         raise ConfigError(f"precision={precision!r}: expected float32 or bfloat16")
+    longest_allele(max_allele_length, context)
     variants = list(variants)
     contigs = find_contigs(dict.fromkeys(variant.contig for variant in variants), genome)
+    if strict:
+        check_references(variants, genome, contigs)
     scorer = VariantScorer(
         encoder,
         genome,
         contigs,
-        scores=names,
+        scores=wanted,
         context=context,
         batch_bases=batch_bases,
         precision=precision,
         channels=encoder_channels(encoder, genome, alignments),
+        max_allele_length=max_allele_length,
     )
     was_training = encoder.training
     encoder.eval()
@@ -397,7 +331,8 @@ def score_variants(
         record=np.array([index for index, _, _ in rows], np.int64),
         status=values[np.concatenate([np.empty(0, np.uint8), *(block.status for block in blocks)])],
         scores={
-            name: np.concatenate([np.empty(0, np.float32), *(block.scores[name] for block in blocks)]) for name in names
+            name: np.concatenate([np.empty(0, np.float32), *(block.scores[name] for block in blocks)])
+            for name in wanted.names
         },
     )
 
@@ -429,7 +364,3 @@ def find_contigs(
     if wanted and not any(contigs.values()):
         raise no_contig_matches(wanted, genome.contigs, wanted_from, str(genome.path))
     return contigs
-
-
-def _as_dna(base: str) -> str:
-    return "T" if base in "uU" else base.upper()

@@ -1,13 +1,17 @@
 """What becomes of each ALT: scored, or the reason why not."""
 
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
+from genosparse.errors import ReferenceMismatchError
+from genosparse.intervals import Interval, position_1based
 from genosparse.readers import Genome, Variant
-from genosparse.readers.alleles import is_sequence, plain_bases, reference_matches
+from genosparse.readers.alleles import changed_span, is_sequence, plain_bases, reference_matches
 
-__all__ = ["Status", "alt_status", "changed_offsets", "record_status"]
+__all__ = ["Status", "alt_status", "check_references", "record_status"]
 
 _CONCRETE = frozenset("ACGT")
+_SHOWN_BASES = 20  # of an allele in an error
 
 
 class Status(StrEnum):
@@ -23,7 +27,7 @@ class Status(StrEnum):
     REF_MISMATCH = "ref_mismatch"  # REF is not what the genome has there
     SYMBOLIC = "symbolic"  # ALT is no sequence: <DEL>, *, a breakend
     AMBIGUOUS_ALT = "ambiguous_alt"  # ALT has a letter other than A C G T
-    TOO_LONG = "too_long"  # REF or ALT is longer than the context
+    TOO_LONG = "too_long"  # more bases change than max_allele_length, or than the windows hold with known ones around
     UNSUPPORTED = "unsupported"  # no requested score is defined for this kind of variant
     SCORED = "scored"  # every requested score that is defined for this kind of variant is there
 
@@ -55,7 +59,7 @@ def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
     Args:
         ref: The record's REF.
         alt: One of its ALTs.
-        max_length: The longest allele, in bases, that can be scored.
+        max_length: Most bases that it may change, of REF or to, without those that both share at their ends.
     """
     # Breakends hold brackets (mated) or begin or end with a dot (single), '*' is an allele deleted upstream.
     # What is no sequence of nucleotide codes is a symbol of some kind too, whatever the caller that wrote it meant.
@@ -63,15 +67,37 @@ def alt_status(ref: str, alt: str, max_length: int) -> Status | None:
         return Status.SYMBOLIC
     if not _is_concrete(alt):
         return Status.AMBIGUOUS_ALT
-    if max(len(ref), len(alt)) > max_length:
+    start, ref_end, alt_end = changed_span(ref, alt)
+    if max(ref_end, alt_end) - start > max_length:
         return Status.TOO_LONG
     return None
 
 
-def changed_offsets(ref: str, alt: str) -> list[int]:
-    """Return the offsets from the record's position at which an ALT of REF's length differs from REF."""
-    pairs = zip(plain_bases(ref), plain_bases(alt), strict=True)
-    return [offset for offset, (ref_base, alt_base) in enumerate(pairs) if ref_base != alt_base]
+def check_references(variants: Iterable[Variant], genome: Genome, contigs: Mapping[str, str | None]) -> None:
+    """Stop at the first of some variants whose REF is not what the genome has.
+
+    Args:
+        variants: The variants; those without ALT are passed over.
+        genome: The reference.
+        contigs: The genome's name, or None, for each contig of the variants.
+
+    Raises:
+        ReferenceMismatchError: With the place, and both sequences.
+    """
+    for variant in variants:
+        contig = contigs[variant.contig]
+        if variant.alts and record_status(variant, genome, contig) is Status.REF_MISMATCH:
+            assert contig is not None
+            found = genome.fetch(Interval(contig, variant.position0, variant.position0 + len(variant.ref)))
+            raise ReferenceMismatchError(
+                f"{variant.contig}:{position_1based(variant.position0)} has the REF {_shortened(variant.ref)} and "
+                f"{genome.path} has {_shortened(found)} there; give the genome that the variants were called on, or "
+                "strict=false to give such variants a status"
+            )
+
+
+def _shortened(allele: str) -> str:
+    return allele if len(allele) <= _SHOWN_BASES else f"{allele[:_SHOWN_BASES]}... ({len(allele)} bases)"
 
 
 def _is_concrete(allele: str) -> bool:

@@ -23,7 +23,7 @@ from genosparse.errors import ConfigError, OutputError
 from genosparse.intervals import position_1based
 from genosparse.outputs import atomic_output
 from genosparse.variant_effect.records import Record
-from genosparse.variant_effect.scores import SCORES
+from genosparse.variant_effect.registry import SCORES, ScoreSet
 from genosparse.variant_effect.statuses import Status
 
 __all__ = ["Provenance", "Row", "VariantWriter", "annotate", "open_writer", "output_format", "scored_header"]
@@ -48,18 +48,17 @@ class Provenance:
         version: genosparse's version.
         model: Fingerprint of the model's config and weights.
         context: Bases of context per site.
-        scores: Names of the scores, from ``SCORES``.
+        scores: What was scored.
     """
 
     version: str
     model: str
     context: int
-    scores: tuple[str, ...]
+    scores: ScoreSet
 
     def header_line(self) -> str:
         """The VCF header line; it holds nothing that differs between two runs with equal results."""
-        scores = "+".join(self.scores)
-        made_by = f"Version={self.version},Model={self.model},Scores={scores},Context={self.context}"
+        made_by = f"Version={self.version},Model={self.model},Scores={self.scores},Context={self.context}"
         return f"##genosparse=<ID=variant_effect,{made_by}>"
 
 
@@ -108,7 +107,7 @@ def open_writer(path: str, header_lines: Sequence[str], provenance: Provenance) 
     kind = output_format(path)
     header = scored_header(header_lines, provenance)
     if path == "-":
-        yield _VcfWriter(sys.stdout.buffer, header, provenance.scores)
+        yield _VcfWriter(sys.stdout.buffer, header, provenance.scores.names)
         sys.stdout.buffer.flush()
         return
     with atomic_output(path) as partial:
@@ -119,27 +118,27 @@ def open_writer(path: str, header_lines: Sequence[str], provenance: Provenance) 
             with tempfile.TemporaryDirectory(prefix=".bcf-", dir=partial.parent) as folder:
                 text = Path(folder) / "scored.vcf.gz"
                 with pysam.BGZFile(str(text), "wb") as file:
-                    yield _VcfWriter(file, header, provenance.scores)
+                    yield _VcfWriter(file, header, provenance.scores.names)
                 _to_bcf(text, partial, path)
         else:
             with pysam.BGZFile(str(partial), "wb") if kind == "vcf.gz" else partial.open("wb") as file:
                 yield (
-                    _TsvWriter(file, provenance.scores)
+                    _TsvWriter(file, provenance.scores.names)
                     if kind == "tsv"
-                    else _VcfWriter(file, header, provenance.scores)
+                    else _VcfWriter(file, header, provenance.scores.names)
                 )
 
 
 def scored_header(header_lines: Sequence[str], provenance: Provenance) -> list[str]:
     """Return a VCF header with the scores declared; what an earlier run declared is replaced."""
-    fields = _fields(provenance.scores)
+    fields = _fields(provenance.scores.names)
     own = [re.compile(rf"##INFO=<(.*,)?ID={field}[,>]") for field in fields]
     own.append(re.compile(r"##genosparse=<ID=variant_effect,"))
     *meta, columns = header_lines
     kept = [line for line in meta if not any(pattern.match(line) for pattern in own)]
     infos = [
         f'##INFO=<ID={SCORES[name].field},Number=A,Type=Float,Description="{SCORES[name].description}">'
-        for name in provenance.scores
+        for name in provenance.scores.names
     ]
     status = "Per ALT, scored or why not: " + ", ".join(status for status in Status if status is not Status.SCORED)
     infos.append(f'##INFO=<ID={STATUS_FIELD},Number=A,Type=String,Description="{status}">')
@@ -194,7 +193,7 @@ class _TsvWriter:
 
 class _ParquetWriter:
     def __init__(self, path: Path, provenance: Provenance) -> None:
-        self._scores = provenance.scores
+        self._scores = provenance.scores.names
         text, number = pa.string(), pa.float32()
         self._schema = pa.schema(
             [

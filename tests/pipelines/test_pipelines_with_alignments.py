@@ -202,7 +202,13 @@ def test_real_variants_with_reads_as_bam_and_as_cram(
         assert len(told) == 2
         assert sum("'chr20' is '20'" in line for line in told) == (1 if name is None else 2)
         table = pq.read_table("out.parquet").to_pylist()
-        scores.append({row["position0"]: row["GS_LLR"] for row in table if row["GS_STATUS"] == "scored"})
+        scores.append(
+            {
+                row["position0"]: row["GS_DELTA_PLL"] if row["GS_LLR"] is None else row["GS_LLR"]
+                for row in table
+                if row["GS_STATUS"] == "scored"
+            }
+        )
     assert len(scores[0]) > 150
     with_bam, with_cram, without = (np.array(list(each.values())) for each in scores)
     # The CRAM lacks the few reads whose mates are on other chromosomes.

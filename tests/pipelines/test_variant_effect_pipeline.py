@@ -19,7 +19,7 @@ from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
 from genosparse.pipelines.variant_effect import main
 from genosparse.readers import Genome, read_variants
-from genosparse.variant_effect import score_variants
+from genosparse.variant_effect import SCORES, score_variants
 
 CONTEXT = 64
 SMALL = [f"context={CONTEXT}", f"batch_bases={16 * CONTEXT}", "device=cpu", "threads=1"]
@@ -134,7 +134,8 @@ def assert_same_columns(before, after):
             assert added == {}
         else:
             num_alts = old[4].count(",") + 1
-            assert [len(added[field].split(",")) for field in ("GS_LLR", "GS_STATUS")] == [num_alts, num_alts]
+            for field in ("GS_LLR", "GS_DELTA_PLL", "GS_STATUS"):
+                assert len(added[field].split(",")) == num_alts
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +152,12 @@ def test_vcf_to_vcf_keeps_every_column_and_adds_info(inputs, scored):
     assert_same_columns(old, records)
     assert header[: len(old_header) - 1] + header[-1:] == old_header
     fingerprint = Encoder.from_pretrained(inputs / "tiny").fingerprint()
-    assert f",Model={fingerprint},Scores=llr,Context={CONTEXT}>" in header[-2]
+    assert f",Model={fingerprint},Scores=auto,Context={CONTEXT}>" in header[-2]
     statuses = [entry for line in records for entry in line.split("\t")[7].split(";") if entry.startswith("GS_STATUS")]
     assert set(statuses) == {
         "GS_STATUS=scored",
         "GS_STATUS=scored,scored,scored",
-        "GS_STATUS=unsupported,scored",
+        "GS_STATUS=scored,scored",
         "GS_STATUS=scored,symbolic,symbolic",
         "GS_STATUS=ref_mismatch",
         "GS_STATUS=contig_missing",
@@ -173,10 +174,14 @@ def test_values_are_those_of_the_python_interface(inputs, scored):
     infos = [
         dict(entry.split("=") for entry in line.split("\t")[7].split(";") if "=" in entry) for line in split(scored)[1]
     ]
-    values = [value for info in infos for value in info.get("GS_LLR", "").split(",") if value]
+    values = {
+        name: [value for info in infos for value in info.get(f"GS_{name.upper()}", "").split(",") if value]
+        for name in ("llr", "delta_pll")
+    }
     statuses = [status for info in infos for status in info.get("GS_STATUS", "").split(",") if status]
     assert statuses == table.status.tolist()
-    assert values == ["." if np.isnan(value) else f"{value:.6g}" for value in table["llr"].tolist()]
+    for name in values:
+        assert values[name] == ["." if np.isnan(value) else f"{value:.6g}" for value in table[name].tolist()]
 
 
 def test_the_summary_counts_every_alt(inputs, tmp_path, capfd):
@@ -185,7 +190,7 @@ def test_the_summary_counts_every_alt(inputs, tmp_path, capfd):
     assert shown.out == ""
     rows = (tmp_path / "out.tsv").read_text().splitlines()[1:]
     assert f"{len(rows)} ALTs in 40 records -> {tmp_path / 'out.tsv'}" in shown.err
-    for status in ("scored", "unsupported", "symbolic", "ref_mismatch", "contig_missing"):
+    for status in ("scored", "symbolic", "ref_mismatch", "contig_missing"):
         assert f"{sum(row.endswith(status) for row in rows)}  {status}\n" in shown.err
 
 
@@ -199,6 +204,23 @@ def test_shards_give_the_same_bytes_in_any_order(inputs, scored, tmp_path, order
         assert len(finished) == order.index(index) + 1
     assert main(given) == 0
     assert (tmp_path / "out.vcf.gz").read_bytes() == scored.read_bytes()
+
+
+@pytest.mark.slow
+def test_all_scores_in_sixteen_shards_or_in_one_give_the_same_bytes(inputs, tmp_path):
+    wanted = f"scores=[{','.join(SCORES)}]"
+    whole = arguments(inputs, inputs / "in.vcf", tmp_path / "whole.vcf.gz", tmp_path / "whole", wanted)
+    process = subprocess.Popen(command(*whole), stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "whole" / "blocks").glob("0*.npz")):
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert main(whole) == 0
+    shards = arguments(inputs, inputs / "in.vcf", tmp_path / "shards.vcf.gz", tmp_path / "shards", wanted)
+    for index in range(16, 0, -1):
+        assert main([*shards, f"shard={index}/16"]) == 0
+    assert main(shards) == 0
+    assert (tmp_path / "shards.vcf.gz").read_bytes() == (tmp_path / "whole.vcf.gz").read_bytes()
 
 
 def test_shards_that_run_at_once_share_the_run_folder(inputs, scored, tmp_path):
@@ -264,13 +286,54 @@ def test_tsv_and_parquet_agree(inputs, tmp_path):
         assert main(arguments(inputs, inputs / "few.vcf", tmp_path / name, tmp_path / "run")) == 0
     header, *rows = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
     table = pq.read_table(tmp_path / "out.parquet").to_pydict()
-    assert header == ["contig", "pos", "id", "ref", "alt", "GS_LLR", "GS_STATUS"]
+    assert header == ["contig", "pos", "id", "ref", "alt", "GS_LLR", "GS_DELTA_PLL", "GS_STATUS"]
     assert [int(row[1]) - 1 for row in rows] == table["position0"]
     assert [row[4] for row in rows] == table["alt"]
-    assert [row[6] for row in rows] == table["GS_STATUS"]
-    assert [row[5] for row in rows] == ["." if value is None else f"{value:.6g}" for value in table["GS_LLR"]]
+    assert [row[7] for row in rows] == table["GS_STATUS"]
+    for column in (5, 6):
+        values = table[header[column]]
+        assert [row[column] for row in rows] == ["." if value is None else f"{value:.6g}" for value in values]
+        assert any(row[column] != "." for row in rows)
     alts = [alt for line in split(inputs / "few.vcf")[1] for alt in line.split("\t")[4].split(",") if alt != "."]
     assert [row[4] for row in rows] == alts
+
+
+def test_any_set_of_scores(inputs, tmp_path, capfd):
+    """All of them in one pass: declared, in every format, the values of the Python interface."""
+    wanted = f"scores=[{','.join(SCORES)}]"
+    for name in ("out.bcf", "out.tsv", "out.parquet"):
+        assert main(arguments(inputs, inputs / "few.vcf", tmp_path / name, tmp_path / "run", wanted)) == 0
+    with Genome(inputs / "g.fa") as genome:
+        encoder, variants = Encoder.from_pretrained(inputs / "tiny"), read_variants(inputs / "few.vcf")
+        table = score_variants(
+            encoder, genome, variants, scores=list(SCORES), context=CONTEXT, batch_bases=16 * CONTEXT
+        )
+    columns = pq.read_table(tmp_path / "out.parquet").to_pydict()
+    tsv = [line.split("\t") for line in (tmp_path / "out.tsv").read_text().splitlines()]
+    header = pysam.bcftools.view("-h", str(tmp_path / "out.bcf"))
+    for name, score in SCORES.items():
+        values = table[name].tolist()
+        assert sum(not np.isnan(value) for value in values) > 20
+        np.testing.assert_array_equal(np.array(columns[score.field], float), values)
+        shown = ["." if np.isnan(value) else f"{value + 0.0:.6g}" for value in values]
+        assert [row[tsv[0].index(score.field)] for row in tsv[1:]] == shown
+        assert f'##INFO=<ID={score.field},Number=A,Type=Float,Description="{score.description}">' in header
+        assert score.units in header
+    capfd.readouterr()
+    assert main(arguments(inputs, inputs / "few.vcf", tmp_path / "out.tsv", tmp_path / "run", "scores=llr")) == 2
+    assert "scores was" in capfd.readouterr().err
+    assert main(arguments(inputs, inputs / "few.vcf", tmp_path / "llr.tsv", tmp_path / "other", "scores=llr")) == 0
+    assert (tmp_path / "llr.tsv").read_text().splitlines()[0].split("\t")[5:] == ["GS_LLR", "GS_STATUS"]
+    given = arguments(inputs, inputs / "few.vcf", tmp_path / "llr.tsv", tmp_path / "other", "scores=[llr,delta_pll]")
+    assert main(given) == 2
+
+
+def test_strict_passes_where_all_refs_are_right(inputs, tmp_path):
+    _, records = split(inputs / "few.vcf")
+    right = [line for index, line in enumerate(records) if index % 20 != 13]
+    (tmp_path / "right.vcf").write_text(HEADER + "\n".join(right) + "\n")
+    assert main(arguments(inputs, tmp_path / "right.vcf", tmp_path / "out.vcf", tmp_path / "run", "strict=true")) == 0
+    assert len(split(tmp_path / "out.vcf")[1]) == 38
 
 
 def test_standard_input_and_output(inputs, tmp_path):
@@ -441,6 +504,9 @@ MISTAKES = {
     "a context over max_length": (["context=513"], "context=513: expected 1 to 512"),
     "a context that is none": (["context=many"], "context=many"),
     "a shard that is none": (["shard=4/3"], "shard=4/3"),
+    "an allele length over the context": (["max_allele_length=65"], "max_allele_length=65: expected 1 to 64 bases"),
+    "a REF that is not the genome's, strictly": (["strict=true"], "has the REF"),
+    "strict that is neither": (["strict=perhaps"], "strict=perhaps is neither true nor false"),
     "an unknown score": (["scores=cadd"], "'cadd' is not a score"),
     "a run folder that is a file": (["run_dir=in.vcf"], "in.vcf"),
     "a run folder of something else": (["run_dir=tiny"], "tiny"),

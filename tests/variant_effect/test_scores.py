@@ -8,10 +8,18 @@ import torch
 
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.errors import ConfigError, ContigNotFoundError, GenosparseWarning, ModelFormatError
+from genosparse.errors import (
+    ConfigError,
+    ContigNotFoundError,
+    GenosparseWarning,
+    ModelFormatError,
+    ReferenceMismatchError,
+)
 from genosparse.readers import Genome, Variant
 from genosparse.variant_effect import SCORES, VariantScores, score_variants
-from genosparse.variant_effect.scores import BLOCK_RECORDS, resolve_scores, site_window
+from genosparse.variant_effect.registry import resolve_scores
+from genosparse.variant_effect.scores import BLOCK_RECORDS
+from genosparse.variant_effect.windows import site_window
 
 CONTEXT = 64
 SMALL = {"context": CONTEXT, "batch_bases": 8 * CONTEXT}
@@ -207,7 +215,8 @@ def test_an_snv_written_with_its_neighbours_is_scored_at_its_own_base(encoder, g
     alt = "ACGT".replace(ref[1], "")[0]
     deletion = ref[0]
     padded = Variant("long", 80, ref, (deletion, ref[0] + alt + ref[2]))
-    table = score_variants(encoder, genome, [padded, Variant("long", 81, ref[1], (alt,))], **SMALL)
+    given = [padded, Variant("long", 81, ref[1], (alt,))]
+    table = score_variants(encoder, genome, given, scores="llr", **SMALL)
     assert table.status.tolist() == ["unsupported", "scored", "scored"]
     assert np.isnan(table["llr"][0])
     assert table["llr"][1] == table["llr"][2]
@@ -227,14 +236,14 @@ def test_rows_statuses_and_columns(encoder, genome, sequences):
         Variant("long", 9, long[9:11], ("AC" if long[9:11] not in ("AC", "CA") else "GT",)),
         Variant("long", 9, long[9], (long[9],)),
     ]
-    table = score_variants(encoder, genome, variants, **SMALL)
+    table = score_variants(encoder, genome, variants, scores="llr", **SMALL)
     assert table.status.tolist() == [
         *("scored", "symbolic", "symbolic", "ambiguous_alt", "unsupported", "too_long"),
         "contig_missing",
         "out_of_bounds",
         *("ref_mismatch", "ref_mismatch"),
         "ambiguous_ref",
-        table.status[-2],
+        "scored",
         "unsupported",
     ]
     assert table.record.tolist() == [0] * 6 + [1, 2, 4, 4, 5, 6, 7]
@@ -245,6 +254,16 @@ def test_rows_statuses_and_columns(encoder, genome, sequences):
     np.testing.assert_array_equal(np.isnan(table["llr"]), table.status != "scored")
     assert table["llr"].dtype == np.float32
     assert len(table) == len(table.alt) == 13
+
+
+def test_strict_stops_at_the_first_mismatch(encoder, genome, sequences):
+    wrong = "ACGT".replace(sequences["long"][5], "")[0]
+    given = [snv(sequences, "long", 4), Variant("long", 5, wrong, ()), Variant("nowhere", 5, "A", ("C",))]
+    assert len(score_variants(encoder, genome, given, **SMALL, strict=True)) == 2
+    given += [Variant("long", 5, wrong * 30, ("A",)), Variant("long", 6, wrong, ("A",))]
+    told = rf"long:6 has the REF {wrong * 20}\.\.\. \(30 bases\) and .*g\.fa"
+    with pytest.raises(ReferenceMismatchError, match=told):
+        score_variants(encoder, genome, given, **SMALL, strict=True)
 
 
 def test_contigs_are_matched_by_name_with_one_notice(encoder, genome, sequences):
@@ -321,7 +340,11 @@ def test_settings_that_cannot_be_used(encoder, genome):
         score_variants(encoder, genome, [], context=CONTEXT, scores=["llr", "cadd"])
     with pytest.raises(ConfigError, match="no score"):
         resolve_scores([])
-    assert resolve_scores("auto") == resolve_scores("llr") == resolve_scores(["llr", "llr"]) == ("llr",)
+    with pytest.raises(ConfigError, match="max_allele_length=65: expected 1 to 64 bases"):
+        score_variants(encoder, genome, [], context=CONTEXT, max_allele_length=65)
+    assert resolve_scores("llr") == resolve_scores(["llr", "llr"])
+    assert resolve_scores(["delta_pll", "llr"]).names == resolve_scores("auto").names == ("llr", "delta_pll")
+    assert resolve_scores(["delta_pll", "llr"]) != resolve_scores("auto")
 
 
 def test_a_context_beyond_training_gives_one_warning(genome):

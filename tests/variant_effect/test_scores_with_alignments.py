@@ -69,8 +69,9 @@ def test_llr_equals_single_calls(tmp_path: Path) -> None:
     assert np.abs(without["llr"] - table["llr"]).min() > 1e-4
 
 
+@pytest.mark.parametrize("score", ["llr", "delta_pll", "embedding_l2"])
 @pytest.mark.parametrize("offset", [0, 1])
-def test_reads_at_the_site_change_nothing_and_those_beside_it_do(tmp_path: Path, offset: int) -> None:
+def test_reads_at_the_site_change_nothing_and_those_beside_it_do(tmp_path: Path, offset: int, score: str) -> None:
     def change(contig: str, start: int, bases: list[str], qualities: list[str]) -> None:
         place = SITE + offset - start
         if contig == "one" and 0 <= place < len(bases):
@@ -86,14 +87,19 @@ def test_reads_at_the_site_change_nothing_and_those_beside_it_do(tmp_path: Path,
     assert differ.tolist() == [SITE + offset]
     scores = [
         gs.score_variants(
-            encoder, genome, variants_of(genome, ("one", SITE)), context=64, alignments=gs.Alignments(path)
+            encoder,
+            genome,
+            variants_of(genome, ("one", SITE)),
+            scores=score,
+            context=64,
+            alignments=gs.Alignments(path),
         )
         for path in (bam, changed)
     ]
     if offset == 0:
-        np.testing.assert_array_equal(scores[0]["llr"], scores[1]["llr"])
+        np.testing.assert_array_equal(scores[0][score], scores[1][score])
     else:
-        assert np.abs(scores[0]["llr"] - scores[1]["llr"]).max() > 1e-4
+        assert np.abs(scores[0][score] - scores[1][score]).max() > 1e-4
 
 
 def test_where_a_circular_contig_begins_makes_no_difference(tmp_path: Path) -> None:

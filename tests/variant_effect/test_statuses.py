@@ -3,7 +3,7 @@
 import pytest
 
 from genosparse.readers import Genome, Variant
-from genosparse.variant_effect.statuses import Status, alt_status, changed_offsets, record_status
+from genosparse.variant_effect.statuses import Status, alt_status, record_status
 
 SEQUENCE = "ACGTNRacgtU"  # R at 5 is A or G; U at 10 is T
 
@@ -86,12 +86,10 @@ def test_a_contig_that_is_not_there_comes_first(genome):
         ("A", "C" * 9, Status.TOO_LONG),
         ("A" * 9, "C", Status.TOO_LONG),
         ("A", "N" * 9, Status.AMBIGUOUS_ALT),
+        ("A" + "C" * 20, "G" + "C" * 20, None),  # what they share does not count
+        ("A" + "CG" * 20, "A" + "CG" * 15, Status.TOO_LONG),
+        ("A" + "CG" * 20, "A" + "CG" * 16, None),
     ],
 )
 def test_status_of_an_alt(ref, alt, expected):
     assert alt_status(ref, alt, max_length=8) == expected
-
-
-def test_changed_offsets():
-    assert changed_offsets("ACGT", "aCTC") == [2, 3]
-    assert changed_offsets("A", "A") == []

@@ -11,9 +11,10 @@ from genosparse.errors import ConfigError, OutputError
 from genosparse.readers import parse_vcf_line
 from genosparse.variant_effect import writers
 from genosparse.variant_effect.records import Record
+from genosparse.variant_effect.registry import resolve_scores
 from genosparse.variant_effect.writers import Provenance, Row, annotate, open_writer, output_format, scored_header
 
-PROVENANCE = Provenance(version="1.2.3", model="abc123", context=4096, scores=("llr",))
+PROVENANCE = Provenance(version="1.2.3", model="abc123", context=4096, scores=resolve_scores("llr"))
 HEADER = [
     "##fileformat=VCFv4.2",
     "##contig=<ID=1,length=1000>",
@@ -108,7 +109,7 @@ def test_header_declares_the_fields_before_the_column_line():
 
 
 def test_header_of_an_earlier_run_is_replaced():
-    once = scored_header(HEADER, Provenance(version="0.0.1", model="old", context=1, scores=("llr",)))
+    once = scored_header(HEADER, Provenance(version="0.0.1", model="old", context=1, scores=resolve_scores("llr")))
     assert scored_header(once, PROVENANCE) == scored_header(HEADER, PROVENANCE)
     reordered = [line.replace("ID=GS_LLR,Number=A,", "Number=A,ID=GS_LLR,") for line in once]
     assert scored_header(reordered, PROVENANCE) == scored_header(HEADER, PROVENANCE)
