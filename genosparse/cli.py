@@ -18,6 +18,7 @@ _COMMANDS = {
     "quickstart": "all three on a bundled bacterial genome, in minutes",
     "info": "print versions, the processor, GPUs, and the attention backend of each dtype",
     "benchmark": "measure speed on this machine, beside what else there is",
+    "bundle": "make an encoder that comes with the package, from its genomes",
 }
 
 

@@ -34,6 +34,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import genosparse
+from genosparse import bundled
 from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning
 from genosparse.intervals import Interval
 
@@ -55,6 +56,7 @@ __all__ = [
     "genome_options",
     "integer",
     "is_given",
+    "model_folder",
     "number",
     "open_channels",
     "path",
@@ -228,6 +230,16 @@ def path(config: DictConfig, key: str) -> str:
     if isinstance(value, ListConfig | DictConfig) or value is None or not str(value):
         raise ConfigError(f"{key}={value} is not a path")
     return os.path.expanduser(value) if str(value).startswith("~/") else str(value)
+
+
+def model_folder(config: DictConfig, key: str = "model") -> str:
+    """Return the folder of a setting that is a model folder or the name of a bundled encoder.
+
+    Raises:
+        ConfigError: It is neither a path nor a name.
+        InputFileNotFoundError: There is no such folder, nor a bundled encoder of that name.
+    """
+    return str(bundled.find(path(config, key)))
 
 
 def paths(config: DictConfig, key: str) -> list[str]:

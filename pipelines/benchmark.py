@@ -16,10 +16,13 @@ from genosparse.benchmarking.encoder import EncoderSuite
 from genosparse.benchmarking.encoder_rivals import ENCODERS
 from genosparse.benchmarking.kernels import KernelSuite
 from genosparse.benchmarking.machine import describe_machine
+from genosparse.benchmarking.pretraining import CLOCKS, PretrainingSuite
 from genosparse.benchmarking.readers import LENGTHS as READER_LENGTHS
 from genosparse.benchmarking.readers import ReaderSuite
+from genosparse.benchmarking.recipes import TABLE_FILE, VARIANTS, RecipeSuite
 from genosparse.benchmarking.results import Journal, Row, read_results, write_results
 from genosparse.benchmarking.suites import Suite
+from genosparse.benchmarking.trainable import TRAINABLE, TrainableShape
 from genosparse.benchmarking.training import TrainingSuite
 from genosparse.benchmarking.tuning import TuningSuite
 from genosparse.benchmarking.variant_effect import VariantEffectSuite
@@ -33,11 +36,12 @@ __all__ = ["main"]
 
 RESULTS = "results.json"
 JOURNAL = "finished.jsonl"
+_RUNS = "runs"  # pretrainings of a suite
 _PICTURES = (
     "attention.png", "encoder.png", "encoder-memory.png", "readers.png", "training.png", "training-memory.png",
     "variant-effect.png",
 )  # fmt: skip
-_OWNED = (RESULTS, JOURNAL, *_PICTURES, "configurations.json", "kernels.md", "wandb", "wandb-id")
+_OWNED = (RESULTS, JOURNAL, *_PICTURES, "configurations.json", "kernels.md", TABLE_FILE, _RUNS, "wandb", "wandb-id")
 _MAX_LENGTH = 1 << 24
 
 
@@ -178,7 +182,7 @@ def _variant_effect(config: DictConfig, runtime: app.Runtime) -> Suite:
         raise ConfigError(f"model= brings its own shape; leave out {', '.join(f'{key}=' for key in given)}")
     return VariantEffectSuite(
         genome=_given_path(config, "genome") or str(example_data.path("ecoli536.fa.gz")),
-        model=_given_path(config, "model"),
+        model=None if config.model is None else app.model_folder(config),
         pattern=SparsePattern.from_dict(app.as_dict(config.pattern)),
         lengths=_integers(config, "lengths", maximum=_MAX_LENGTH) if app.is_given("lengths") else (512, 2048, 8192),
         sites=app.integer(config, "sites", minimum=1, maximum=1 << 20),
@@ -216,6 +220,60 @@ def _readers(config: DictConfig, runtime: app.Runtime) -> Suite:
     )
 
 
+def _pretraining(config: DictConfig, runtime: app.Runtime) -> Suite:
+    _only_on_cpu(runtime)
+    shape = {
+        key: app.integer(config, key, minimum=1, maximum=1 << 16) if app.is_given(key) else value
+        for key, value in (("layers", 4), ("width", 128), ("heads", 4), ("kv_heads", 2))
+    }
+    pattern = SparsePattern(window=64, stride=128, num_global=1)
+    return PretrainingSuite(
+        genome=_given_path(config, "genome") or str(example_data.path("ecoli536.fa.gz")),
+        folder=Path(app.path(config, "run_dir")) / _RUNS,
+        shape=TrainableShape(
+            pattern=SparsePattern.from_dict(app.as_dict(config.pattern)) if app.is_given("pattern") else pattern,
+            context=app.integer(config, "context", minimum=1, maximum=_MAX_LENGTH),
+            convolution=None if config.convolution is None else app.integer(config, "convolution", minimum=0),
+            **shape,
+        ),
+        rivals=_names(config, "rivals") if app.is_given("rivals") else tuple(TRAINABLE)[1:],
+        rates=_numbers(config, "rates"),
+        sweep_minutes=app.number(config, "sweep_minutes", minimum=0),
+        minutes=app.number(config, "minutes", minimum=0),
+        seeds=_seeds(config),
+        batch_bases=app.integer(config, "batch_bases", minimum=1),
+        clock=app.choice(config, "clock", CLOCKS),
+    )
+
+
+def _recipes(config: DictConfig, runtime: app.Runtime) -> Suite:
+    genomes = [str(example_data.path("ecoli536.fa.gz"))] if config.genome is None else app.paths(config, "genome")
+    return RecipeSuite(
+        genomes=tuple(genomes),
+        folder=Path(app.path(config, "run_dir")) / _RUNS,
+        minutes=app.number(config, "minutes", minimum=0),
+        seeds=_seeds(config),
+        variants=_names(config, "recipes") or tuple(VARIANTS),
+        settings_of_all=_names(config, "settings"),
+        threads=None if config.threads is None else runtime.threads,
+        device=str(runtime.device),
+    )
+
+
+def _seeds(config: DictConfig) -> tuple[int, ...]:
+    value = config.seeds
+    if not isinstance(value, ListConfig):
+        return (app.integer(config, "seeds", minimum=0),)
+    return tuple(app.integer(config, f"seeds[{index}]", minimum=0) for index in range(len(value)))
+
+
+def _numbers(config: DictConfig, key: str) -> tuple[float, ...]:
+    value = OmegaConf.select(config, key)
+    if not isinstance(value, ListConfig):
+        return (app.number(config, key, minimum=0),)
+    return tuple(app.number(config, f"{key}[{index}]", minimum=0) for index in range(len(value)))
+
+
 # By name: how to make a suite of a config, and the settings that it reads besides those of every pipeline.
 _SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, ...]]] = {
     "attention": (
@@ -250,6 +308,14 @@ _SUITES: dict[str, tuple[Callable[[DictConfig, app.Runtime], Suite], tuple[str, 
         _readers, ("genome", "variants", "alignments", "reference", "lengths", "repeats", "max_seconds"),
     ),
     "kernels": (_kernels, ("archs", "head_dims", "dtypes")),
+    "pretraining": (
+        _pretraining,
+        (
+            "genome", "minutes", "sweep_minutes", "rates", "seeds", "rivals", "context", "batch_bases", "clock",
+            "layers", "width", "heads", "kv_heads", "convolution", "pattern",
+        ),
+    ),
+    "recipes": (_recipes, ("genome", "minutes", "seeds", "recipes", "settings")),
 }  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def main(config: DictConfig) -> None:
     both_strands = app.flag(config, "both_strands")
     layer, pool, batch_bases = config.layer, config.pool, config.batch_bases
 
-    encoder = Encoder.from_pretrained(app.path(config, "model"), device=runtime.device)
+    model = app.model_folder(config)
+    encoder = Encoder.from_pretrained(model, device=runtime.device)
     check_arguments(encoder, layer, pool, batch_bases)
     options = app.genome_options(config)
     alignments = None if config.alignments is None else app.path(config, "alignments")
@@ -90,8 +91,8 @@ def main(config: DictConfig) -> None:
             return
 
         run_dir = Path(app.path(config, "run_dir"))
-        keys = ("model", "genome", "intervals", *(["aliases"] if options["aliases"] else []))
-        inputs = [*(app.path(config, key) for key in keys), *reads]
+        keys = ("genome", "intervals", *(["aliases"] if options["aliases"] else []))
+        inputs = [model, *(app.path(config, key) for key in keys), *reads]
         with open_run(run_dir, identity, owns=("parts", "wandb", "wandb-id"), overwrite=overwrite, inputs=inputs):
             parts = run_dir / "parts"
             parts.mkdir(exist_ok=True)

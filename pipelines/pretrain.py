@@ -90,7 +90,7 @@ def main(config: DictConfig) -> None:
 
     torch.manual_seed(runtime.seed)
     encoder = _make_encoder(config)
-    ancestors = [] if config.init is None else lineage(encoder, Path(app.path(config, "init")))
+    ancestors = [] if config.init is None else lineage(encoder, Path(app.model_folder(config, "init")))
     if config.init is not None and encoder.config.trained_context and not app.is_given("data.context"):
         context = config.data.context = encoder.config.trained_context
     if context > encoder.config.max_length:
@@ -144,7 +144,7 @@ def main(config: DictConfig) -> None:
         *reads_and_reference,
         *beds.values(),
         *([options["aliases"]] if options["aliases"] else []),
-        *([app.path(config, "init")] if config.init is not None else []),
+        *([app.model_folder(config, "init")] if config.init is not None else []),
     ]
     is_trained = settings.max_steps != 0
     with ExitStack() as opened:
@@ -491,11 +491,11 @@ def _contents(node: DictConfig, *, aside: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _make_encoder(config: DictConfig) -> Encoder:
-    """A new encoder as ``model`` describes it, or the one in the folder that ``init`` names."""
+    """A new encoder as ``model`` describes it, or the one that ``init`` names."""
     if config.init is not None:
         if app.is_given("model"):
             raise ConfigError("init= brings its own model; leave model= out")
-        return Encoder.from_pretrained(app.path(config, "init"))
+        return Encoder.from_pretrained(app.model_folder(config, "init"))
     values = _contents(config.model, aside=("name", "context"))
     if values.get("channels") == "auto":
         values["channels"] = [] if config.data.alignments is None else list(CHANNELS)
@@ -619,7 +619,13 @@ def _finish(
         )
     with atomic_output(run_dir / METRICS_FILE) as file:
         leaked = None if leak is None else {"kmer": KMER, **leak._asdict()}
-        contents = {"step": steps, "model": metrics, "baselines_bits_per_base": baselines, "leak": leaked}
+        contents = {
+            "step": steps,
+            "bases": 0 if result is None else result.bases,
+            "model": metrics,
+            "baselines_bits_per_base": baselines,
+            "leak": leaked,
+        }
         file.write_text(json.dumps(contents, indent=2) + "\n", encoding="utf-8")
     (run_dir / CHECKPOINT).unlink(missing_ok=True)
 

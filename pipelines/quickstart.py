@@ -1,7 +1,5 @@
 """``genosparse quickstart``: the three main pipelines on the bundled genome, as a user would run them."""
 
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from genosparse import example_data
+from genosparse.commands import run_genosparse, told
 from genosparse.errors import OutputError
 from genosparse.pipelines import app
 from genosparse.plotting import plot_score_histogram
@@ -117,20 +116,9 @@ def _read_scores(path: Path) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDAr
 
 def _genosparse(*arguments: str) -> None:
     """Show and run one command; end as it ends when it fails."""
-    print(f"\n$ {shlex.join(['genosparse', *arguments])}", flush=True)  # noqa: T201
-    # -P: a module of the user's in the working directory must not stand in for one of ours.
-    child = subprocess.Popen([sys.executable, "-P", "-m", "genosparse.cli", *arguments])  # noqa: S603
-    try:
-        status = child.wait()
-    except app.Interrupted:
-        child.terminate()
-        child.wait()
-        raise
-    except KeyboardInterrupt:  # the terminal has told the child too, which has things to save
-        child.wait()
-        raise
-    if status:
-        raise SystemExit(status if status > 0 else 128 - status)
+    print(f"\n$ {told(*arguments)}", flush=True)  # noqa: T201
+    if status := run_genosparse(*arguments):
+        raise SystemExit(status)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main(config: DictConfig) -> None:
     to_bcf = output_format(output) == "bcf"
     if output != _STANDARD_OUTPUT:
         check_writable(output)
-    inputs = [app.path(config, key) for key in ("model", "genome", "variants")]
+    inputs = [app.model_folder(config), *(app.path(config, key) for key in ("genome", "variants"))]
     options = app.genome_options(config)
     if options["aliases"] is not None:
         inputs.append(options["aliases"])

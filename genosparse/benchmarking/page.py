@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from genosparse.benchmarking.attention import PRODUCTS
+from genosparse.benchmarking.pretraining import FINAL_TITLES, final_rows
 from genosparse.benchmarking.results import Row, read_results
 from genosparse.benchmarking.tables import markdown_table, significant
 from genosparse.errors import OutputError
@@ -23,7 +24,7 @@ from genosparse.outputs import atomic_output
 __all__ = ["performance_section", "replace_section"]
 
 BEGIN, END = "<!-- performance: begin, made by genosparse.benchmarking.page -->", "<!-- performance: end -->"
-_SUITES = ("attention", "encoder", "training", "readers", "variant-effect")
+_SUITES = ("attention", "encoder", "training", "readers", "variant-effect", "pretraining")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,13 @@ def performance_section(folder: Path) -> str:
         parts.append("Attention alone, useful pairs only, beside torch.mm in the same dtype:")
         parts.append(_attention(rows["attention"]))
         parts.append(f"![Time of attention by length]({folder.as_posix()}/attention.png)")
+    if "pretraining" in rows:
+        parts.append(
+            "Encoders of as many weights, pretrained for the same time on the same windows and masks, each in the "
+            "precision that is faster for it and at the best of the same learning rates; bits per base of held-out "
+            "sequence at the same sites, means over seeds:"
+        )
+        parts.append(_pretraining(rows["pretraining"]))
     return "\n\n".join(parts)
 
 
@@ -163,6 +171,16 @@ def _attention(rows: Sequence[Row]) -> str:
     ]
     titles = ("mode", "dtype", "length", "implementation", "ms", "GFLOP/s", "of torch.mm")
     return markdown_table(titles, cells, left=("mode", "dtype", "implementation"))
+
+
+def _pretraining(rows: Sequence[Row]) -> str:
+    cells = final_rows(rows)
+    for row in rows:
+        if row["phase"] == "baselines":
+            name = {"interpolated": "interpolated k-mers", "best_kmer": "best single k-mer table"}
+            told = {"encoder": name[row["implementation"]], "bits per base": f"{row['bits_per_base']:.4f}"}
+            cells.append([told.get(title, "") for title in FINAL_TITLES])
+    return markdown_table(FINAL_TITLES, cells, left=("encoder",))
 
 
 def _find(rows: Sequence[Row], **values: Any) -> Row | None:

@@ -18,7 +18,16 @@ from genosparse.encoder.config import EncoderConfig
 from genosparse.errors import ConfigError, InputFileNotFoundError, ModelFormatError, OutputError, PatternError
 from genosparse.outputs import atomic_output
 
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "WEIGHTS_FILE", "check_sizes", "check_tensors", "load_model", "save_model"]
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "FORMAT_VERSION",
+    "WEIGHTS_FILE",
+    "check_sizes",
+    "check_tensors",
+    "load_model",
+    "save_model",
+]
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -26,10 +35,21 @@ WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "README.md"
 
 
+# What weights may be kept in; they are float32 again once loaded.
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
 def save_model(
-    path: str | os.PathLike[str], config: EncoderConfig, tensors: dict[str, Tensor], *, card: str | None = None
+    path: str | os.PathLike[str],
+    config: EncoderConfig,
+    tensors: dict[str, Tensor],
+    *,
+    card: str | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Write a model folder; each file appears whole or not at all, and the configuration last."""
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype={dtype}: weights are saved in {' or '.join(map(str, _DTYPES))}")
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +59,7 @@ def save_model(
         file.touch()  # with the permissions of a file that anybody makes
         mode = file.stat().st_mode & 0o777
         try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, file)
+            save_file({name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}, file)
         except SafetensorError as error:
             if "No space left" in str(error):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error

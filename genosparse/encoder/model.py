@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from genosparse import bundled
 from genosparse.encoder import checkpoints
 from genosparse.encoder.config import EncoderConfig
 from genosparse.encoder.layers import (
@@ -149,22 +150,37 @@ class Encoder(nn.Module):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def save_pretrained(self, path: str | os.PathLike[str], *, card: str | None = None) -> None:
+    def save_pretrained(
+        self, path: str | os.PathLike[str], *, card: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Write the model folder: ``config.json``, ``model.safetensors`` and, when given, the card ``README.md``.
 
+        Args:
+            path: The folder.
+            card: The card, as Markdown.
+            dtype: ``torch.float32``, or ``torch.bfloat16``, which takes half the space and rounds the weights to 8
+                significant bits. Loaded they are float32 in either case.
+
         Raises:
+            ConfigError: Another ``dtype``.
             OutputError: The folder cannot be written.
         """
-        checkpoints.save_model(path, self.config, self.state_dict(), card=card)
+        checkpoints.save_model(path, self.config, self.state_dict(), card=card, dtype=dtype)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Encoder:
-        """Load a model folder, strictly: nothing missing, nothing unknown.
+        """Load a model folder, or a bundled encoder by its name, strictly: nothing missing, nothing unknown.
+
+        Args:
+            path: The folder, or a name as ``"bacteria-mini"`` (``genosparse.bundled.names()`` lists them). A folder of
+                that name goes first.
+            device: Where to put the weights.
 
         Raises:
-            InputFileNotFoundError: There is no such folder, or a file is missing in it.
+            InputFileNotFoundError: There is no such folder or name, or a file is missing in the folder.
             ModelFormatError: A file is damaged, of a newer format, or does not fit the configuration.
         """
+        path = bundled.find(path)
         config, tensors = checkpoints.load_model(path)
         checkpoints.check_sizes(path, config, tensors)
         with torch.device("meta"):  # shapes alone: a configuration may ask for more than there is memory

@@ -2,7 +2,8 @@
 
 ``windows`` (of genomes, split by ``splits``) and ``reads`` say what is trained on and what is held out, ``leakage``
 how much of the one is in the other; ``masking`` makes the task, ``evaluation`` measures, ``settings`` say how long and
-how fast, ``loop`` trains with ``optimizers`` and under ``monitoring``, ``card`` tells what came out.
+how fast, ``models`` what can be trained, ``loop`` trains with ``optimizers`` and under ``monitoring``, ``card`` tells
+what came out.
 """
 
 from genosparse.pretraining.card import model_card

@@ -10,10 +10,11 @@ import genosparse
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
 
-__all__ = ["lineage", "model_card"]
+__all__ = ["bundled_card", "lineage", "model_card"]
 
 _CARD_FILE = "README.md"
-_BEGAN_FROM, _DATA = "## Began from", "## Data"
+_BEGAN_FROM, _DATA, _SCORES, _LIMITS = "## Began from", "## Data", "## Scores", "## Limits"
+_ANY_FOLDER = '"path/to/this/folder"'
 # Of an ancestor's card, which may be anything, no more than this is taken over.
 _MOST_LINES, _MOST_LETTERS = 40, 300
 
@@ -59,7 +60,7 @@ def model_card(
         *_about_options(config),
         "```python",
         "import genosparse as gs",
-        'encoder = gs.Encoder.from_pretrained("path/to/this/folder")',
+        f"encoder = gs.Encoder.from_pretrained({_ANY_FOLDER})",
         "```",
         "",
         *_about_channels(config.channels),
@@ -99,12 +100,12 @@ def model_card(
     context = f"{config.trained_context:,} bases" if config.trained_context else "no context yet"
     lines += [
         "",
-        "## Scores",
+        _SCORES,
         "",
         "`llr` is log P(alt) - log P(ref) in nats at the masked site, mean over both strands: negative means that the "
         "model finds ALT less likely than REF.",
         "",
-        "## Limits",
+        _LIMITS,
         "",
         f"- Trained on {context}; sequences up to {config.max_length:,} bases are accepted, and longer than trained is "
         "extrapolation.",
@@ -173,3 +174,22 @@ def _plain(text: str) -> str:
     """One line without the letters that Markdown or HTML would take for more than text; dots tell where it is cut."""
     plain = re.sub(r"[<>\[\]`|\x00-\x1f]", " ", text)
     return plain if len(plain) <= _MOST_LETTERS else f"{plain[: _MOST_LETTERS - 4]} ..."
+
+
+def bundled_card(card: str, *, name: str, sections: Mapping[str, Sequence[str]], limits: Sequence[str]) -> str:
+    """Make a run's card into that of a bundled encoder.
+
+    Args:
+        card: From ``model_card``.
+        name: What the encoder is bundled as.
+        sections: Lines of further sections by their headings, put in front of what the card says of scores.
+        limits: More limits, a line each.
+    """
+    lines = card.splitlines()
+    lines[0] = f"# {name}"
+    added = [line for heading, body in sections.items() for line in (f"## {heading}", "", *body, "")]
+    at = lines.index(_SCORES)
+    lines[at:at] = added
+    at = lines.index(_LIMITS) + 2
+    lines[at:at] = [f"- {limit}" for limit in limits]
+    return "\n".join(lines).replace(_ANY_FOLDER, f'"{name}"') + "\n"

@@ -15,9 +15,9 @@ from torch.nn import functional
 
 from genosparse.baselines import MAX_FLANK, flanks, kmer_baselines
 from genosparse.channels import reverse_complement_channels
-from genosparse.encoder import Encoder
 from genosparse.errors import ConfigError
 from genosparse.pretraining.masking import NO_TARGET, base_numbers
+from genosparse.pretraining.models import MaskedModel
 from genosparse.pretraining.windows import Span
 from genosparse.tokenizers import MASK, PAD, NucleotideTokenizer
 
@@ -278,7 +278,7 @@ class SiteLogProbs(NamedTuple):
 
 
 def site_log_probs(
-    encoder: Encoder,
+    encoder: MaskedModel,
     held_out: HeldOut,
     *,
     batch_windows: int,
@@ -321,7 +321,7 @@ def site_log_probs(
 
 
 def evaluate(
-    encoder: Encoder,
+    encoder: MaskedModel,
     held_out: HeldOut,
     *,
     batch_windows: int,
@@ -360,7 +360,9 @@ def evaluate(
     }
 
 
-def _log_probs(encoder: Encoder, batch: HeldOutBatch, *, mirrored: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+def _log_probs(
+    encoder: MaskedModel, batch: HeldOutBatch, *, mirrored: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities ``[sites, 4]`` and true classes ``[sites]`` at the sites of a batch, row by row.
 
     ``mirrored`` rows are read from their end, so that their sites come in the order of the other strand.

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from genosparse.encoder import Encoder
 from genosparse.errors import ConfigError, GenosparseError, GenosparseWarning, ModelFormatError
 from genosparse.loggers import Logger
 from genosparse.outputs import atomic_output
 from genosparse.pretraining.evaluation import HeldOut, evaluate
 from genosparse.pretraining.masking import NO_TARGET, MaskedWindows
+from genosparse.pretraining.models import MaskedModel
 from genosparse.pretraining.monitoring import ActivationMeter, Best, SpikeWatch, check_finite
 from genosparse.pretraining.optimizers import WeightAverage, make_optimizers, set_schedule
 from genosparse.pretraining.settings import TrainerSettings
@@ -82,7 +82,7 @@ def columns(num_layers: int) -> list[str]:
 class _MaskedLoss(nn.Module):
     """The loss as one module, so that accelerate's autocast covers the whole forward pass."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: MaskedModel) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -94,7 +94,7 @@ class _MaskedLoss(nn.Module):
 
 
 def train(
-    encoder: Encoder,
+    encoder: MaskedModel,
     examples: MaskedWindows,
     settings: TrainerSettings,
     *,
@@ -103,8 +103,9 @@ def train(
     precision: str,
     held_out: HeldOut | None,
     open_log: Callable[[int], Logger],
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
-    """Train an encoder in place; go on from ``run_dir``'s checkpoint when there is one.
+    """Train a model in place; go on from ``run_dir``'s checkpoint when there is one.
 
     A checkpoint is one file that appears whole. SIGINT and SIGTERM let the step finish, save, and return. In the end
     the encoder has the weights to keep: the last, their moving average, or those of the lowest validation loss.
@@ -122,6 +123,8 @@ def train(
         held_out: What to validate on; None for nothing.
         open_log: Called once with the last step that the checkpoint knows; later rows of the table, which has
             ``columns``, are cut.
+        clock: Seconds from any beginning, of which ``settings.max_minutes`` and the schedule are; processor time makes
+            a comparison fairer on a machine that does other work too.
 
     Raises:
         ConfigError: A launcher started several processes; or the settings do not go with the context, or with what is
@@ -152,11 +155,11 @@ def train(
 
     encoder.train()
     encoder.activation_checkpointing = settings.activation_checkpointing
-    minutes_before, started = run.minutes, time.monotonic()
-    logged_at, logged_step, rate, waited = started, run.step, 0.0, 0.0
+    minutes_before, started = run.minutes, clock()
+    logged_at, logged_step, rate, waited = time.monotonic(), run.step, 0.0, 0.0
 
     def minutes() -> float:
-        return minutes_before + (time.monotonic() - started) / 60
+        return minutes_before + (clock() - started) / 60
 
     def save() -> None:
         if log.table is not None:
@@ -240,9 +243,9 @@ def train(
                 row |= validate(stage_context)
                 has_ended = has_ended or run.best.has_passed
             if row:
-                clock = {"bases": run.step * bases_per_step, "seconds": round(minutes() * 60, 1)}
+                counted = {"bases": run.step * bases_per_step, "seconds": round(minutes() * 60, 1)}
                 rates = {"learning_rate": settings.learning_rate * schedule, "context": stage_context}
-                log.log(run.step, {**clock, **rates, "loss": loss_value, **row})
+                log.log(run.step, {**counted, **rates, "loss": loss_value, **row})
             if run.step % settings.checkpoint_every == 0 and not run.spikes.is_alarmed:
                 save()
         save()  # what follows may be killed too
@@ -347,7 +350,7 @@ class _Run:
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: MaskedModel,
         optimizers: list[torch.optim.Optimizer],
         average: WeightAverage | None,
         spikes: SpikeWatch,

@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genosparse.encoder import Encoder
+from genosparse.pretraining.models import MaskedModel
 from genosparse.pretraining.settings import TrainerSettings
 
 __all__ = ["WeightAverage", "make_optimizers", "set_schedule"]
 
 
-def make_optimizers(encoder: Encoder, settings: TrainerSettings) -> list[torch.optim.Optimizer]:
+def make_optimizers(encoder: MaskedModel, settings: TrainerSettings) -> list[torch.optim.Optimizer]:
     """AdamW for all weights, or Muon for the matrices of the blocks and AdamW for the rest.
 
-    The matrices of the blocks alone decay: not norms, biases, embeddings or global tokens. Each group of weights has
-    its peak learning rate as ``"peak"``; see ``set_schedule``.
+    The matrices of the blocks alone decay, and with AdamW kernels of convolutions there: not norms, biases, embeddings
+    or global tokens. Each group of weights has its peak learning rate as ``"peak"``; see ``set_schedule``.
     """
+    most_dimensions = 2 if settings.optimizer == "muon" else 3
     matrices = [
-        weight for name, weight in encoder.named_parameters() if name.startswith("blocks.") and weight.ndim == 2
+        weight
+        for name, weight in encoder.named_parameters()
+        if name.startswith("blocks.") and 2 <= weight.ndim <= most_dimensions
     ]
     chosen = {id(weight) for weight in matrices}
     others = [weight for weight in encoder.parameters() if id(weight) not in chosen and weight.numel()]
@@ -60,7 +63,7 @@ class WeightAverage:
             the first weights would have too much of a say in a short run.
     """
 
-    def __init__(self, encoder: Encoder, decay: float) -> None:
+    def __init__(self, encoder: MaskedModel, decay: float) -> None:
         self._weights, self._decay = list(encoder.parameters()), decay
         self.values = [weight.detach().clone() for weight in self._weights]
 

@@ -117,3 +117,20 @@ def test_the_readme_says_what_the_results_say(tmp_path: Path, monkeypatch: pytes
         row["seconds"] = row["seconds"] and 3 * row["seconds"]
     (tmp_path / "docs" / "encoder.json").write_text(json.dumps(contents))
     assert aims(performance_section(tmp_path / "docs")) != aims(page)
+
+
+def test_pretraining_has_its_table_once_there_are_results(tmp_path: Path) -> None:
+    values = {
+        "dtype": "bfloat16", "learning_rate": 0.004, "seed": 0, "parameters": 742_000, "status": "measured",
+        "steps": 500, "bases_per_second": 12_345, "bits_per_base_both_strands": 1.81,
+    }  # fmt: skip
+    rows: list[Row] = [
+        {"phase": "baselines", "implementation": "interpolated", "bits_per_base": 1.82},
+        {"phase": "run", "implementation": "modernbert", "bits_per_base": 1.9, **values},
+        {"phase": "run", "implementation": "genosparse", "bits_per_base": 1.81234, **values},
+    ]
+    assert "both strands" not in performance_section(tmp_path)
+    write_results(tmp_path, "pretraining", rows)
+    lines = [line for line in performance_section(tmp_path).splitlines() if "1.8" in line or "1.9" in line]
+    assert [line.split("|")[1].strip() for line in lines] == ["genosparse", "ModernBERT", "interpolated k-mers"]
+    assert "742,000 | bfloat16 | 0.004 | 500 | 12,300 | 1.8123 |" in lines[0]

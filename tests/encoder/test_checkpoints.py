@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from genosparse.attention import SparsePattern
 from genosparse.encoder import Encoder, EncoderConfig
-from genosparse.errors import GenosparseError, InputFileNotFoundError, ModelFormatError, OutputError
+from genosparse.errors import ConfigError, GenosparseError, InputFileNotFoundError, ModelFormatError, OutputError
 
 
 @pytest.fixture
@@ -147,3 +147,28 @@ def test_a_full_disk_is_told_in_one_line(folder: Path, tmp_path: Path) -> None:
         assert not [path for path in disk.rglob("*") if path.is_file()]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_bfloat16_takes_half_and_computes_in_float32(folder: Path) -> None:
+    encoder = Encoder.from_pretrained(folder)
+    encoder.save_pretrained(folder.parent / "rounded", dtype=torch.bfloat16)
+    saved = load_file(folder.parent / "rounded" / "model.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.bfloat16}
+    rounded = Encoder.from_pretrained(folder.parent / "rounded")
+    for (name, kept), exact in zip(rounded.named_parameters(), encoder.parameters(), strict=True):
+        assert kept.dtype == torch.float32
+        assert torch.equal(kept, exact.to(torch.bfloat16).float()), name
+    tokens = torch.tensor([[1, 2, 4, 8, 16, 1, 2]])
+    logits = rounded.base_logits(tokens)
+    assert logits.dtype == torch.float32
+    assert 0 < (logits - encoder.base_logits(tokens)).abs().max() < 0.1
+    rounded.save_pretrained(folder.parent / "again", dtype=torch.bfloat16)  # nothing is left to round
+    assert Encoder.from_pretrained(folder.parent / "again").fingerprint() == rounded.fingerprint()
+
+
+def test_other_dtypes_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"dtype=torch\.float16: weights are saved in torch\.float32 or torch\.bfloat16"
+    ):
+        Encoder.from_pretrained(folder).save_pretrained(folder.parent / "half", dtype=torch.float16)
+    assert not (folder.parent / "half").exists()
