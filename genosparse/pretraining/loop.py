@@ -103,7 +103,7 @@ def train(
     precision: str,
     held_out: HeldOut | None,
     open_log: Callable[[int], Logger],
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
 ) -> TrainingResult:
     """Train a model in place; go on from ``run_dir``'s checkpoint when there is one.
 
@@ -123,8 +123,8 @@ def train(
         held_out: What to validate on; None for nothing.
         open_log: Called once with the last step that the checkpoint knows; later rows of the table, which has
             ``columns``, are cut.
-        clock: Seconds from any beginning, of which ``settings.max_minutes`` and the schedule are; processor time makes
-            a comparison fairer on a machine that does other work too.
+        clock: Seconds from any beginning, of which ``settings.max_minutes`` and the schedule are; None for the wall
+            clock. Processor time makes a comparison fairer on a machine that does other work too.
 
     Raises:
         ConfigError: A launcher started several processes; or the settings do not go with the context, or with what is
@@ -155,6 +155,7 @@ def train(
 
     encoder.train()
     encoder.activation_checkpointing = settings.activation_checkpointing
+    clock = clock or time.monotonic
     minutes_before, started = run.minutes, clock()
     logged_at, logged_step, rate, waited = time.monotonic(), run.step, 0.0, 0.0
 

@@ -18,6 +18,7 @@ BLOCKS_BY_HEAD = torch.tensor([0, 9], dtype=torch.int32).expand(13, 2).T[..., No
 drawn = problems(lengths=(1, 2, 63, 64, 65, 100, 200), head_dims=(1, 7, 8, 24))
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn)
 def test_equals_the_reference_in_float64(problem: Problem) -> None:

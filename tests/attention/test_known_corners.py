@@ -61,7 +61,10 @@ def assert_same_attention(
     torch.testing.assert_close(got[1], expected[1], atol=1e-5 * float(expected[1].abs().max()), rtol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# In the interpreter ten seconds each.
+@pytest.mark.parametrize(
+    "backend", [pytest.param(backend, marks=[pytest.mark.slow] * (backend == "triton")) for backend in BACKENDS]
+)
 @pytest.mark.parametrize("num_hidden", [0, 45])
 @pytest.mark.parametrize("num_global", [0, 1, 3])
 @pytest.mark.parametrize("attention_window", [4, 32])

@@ -23,6 +23,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_runs_are_those_of_pretrain_and_what_fails_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     """The model tiny has one KV head, which two strands cannot share."""
     settings = 'settings=["model=tiny","data.context=64","trainer.max_steps=3","trainer.batch_bases=512"]'

@@ -37,6 +37,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_folder_card_and_figures(capfd: pytest.CaptureFixture[str]) -> None:
     assert bundle.main(SMALL) == 0, capfd.readouterr().err
     output = Path("out/yeast-mini")

@@ -60,8 +60,10 @@ CASES = [
         HEADS[(index + index // 5) % len(HEADS)],
         MASKS[(index + index // 6) % len(MASKS)],
         id=f"{name}-{length}",
-        # A tile for each block of a few positions: half a minute in the interpreter.
-        marks=[pytest.mark.slow] if (name, length) == ("blocks of 3", 777) else [],
+        # Many tiles, and one for each block of a few positions: half a minute each in the interpreter.
+        marks=[pytest.mark.slow]
+        if length == 777 and name in ("blocks of 3", "strided", "window", "wide window")
+        else [],
     )
     for index, ((name, pattern), length) in enumerate(itertools.product(PATTERNS.items(), TILES))
 ]
