@@ -24,6 +24,7 @@ def test_equals_the_reference_in_float64(
     assert_same(attend("cpu-aten", tensors, pattern, masks), attend("reference", tensors, pattern, masks), 1e-10)
 
 
+@pytest.mark.slow
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
 )

@@ -50,6 +50,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS = ((1, 1), (2, 1), (2, 2), (3, 1), (4, 2))  # of queries, of keys and values
 MASKS = ("none", "some", "extra", "all but few", "extra by head, some", "whole rows")
 
+LONG_TO_INTERPRET = (
+    "blocks of 3", "strided", "window", "wide window", "causal window", "causal strided", "window of one",
+)  # fmt: skip
+
 # Each pattern meets each length; head sizes, dtypes, heads and masks go round beside them, all pairs in the whole.
 CASES = [
     pytest.param(
@@ -60,10 +64,8 @@ CASES = [
         HEADS[(index + index // 5) % len(HEADS)],
         MASKS[(index + index // 6) % len(MASKS)],
         id=f"{name}-{length}",
-        # Many tiles, and one for each block of a few positions: half a minute each in the interpreter.
-        marks=[pytest.mark.slow]
-        if length == 777 and name in ("blocks of 3", "strided", "window", "wide window")
-        else [],
+        # Many tiles: up to half a minute each in the interpreter.
+        marks=[pytest.mark.slow] * (length == 777 and name in LONG_TO_INTERPRET),
     )
     for index, ((name, pattern), length) in enumerate(itertools.product(PATTERNS.items(), TILES))
 ]
