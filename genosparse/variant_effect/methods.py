@@ -3,6 +3,7 @@
 Shape legend: S changed sites, F positions of both flanks, D channels of the hidden states.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class DoesNotFitError(Exception):
     """The windows do not hold what a score needs of an ALT."""
 
 
-class Method:
+class Method(ABC):
     """Scores of one ALT that share passes.
 
     Attributes:
@@ -37,9 +38,9 @@ class Method:
 
     outcomes: Sequence[Outcome]
 
+    @abstractmethod
     def scores(self) -> dict[str, float]:
         """Scores by name, once all outcomes are done."""
-        raise NotImplementedError
 
 
 class MaskedRatio(Method):
