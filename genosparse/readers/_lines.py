@@ -24,12 +24,11 @@ __all__ = [
     "INSTRUCTION_SETS",
     "Layout",
     "address",
-    "bases_of_bytes",
-    "bases_of_file",
     "instruction_set",
     "letters_of_bytes",
     "use_instruction_set",
     "why_not",
+    "write_bases",
 ]
 
 INSTRUCTION_SETS = ("plain", "avx2")  # in ascending order; as setup.py names the variants
@@ -105,7 +104,7 @@ def use_instruction_set(name: str | None) -> Iterator[None]:
 
 def why_not() -> str | None:
     """Why the library cannot serve, as a sentence's end; None where it can."""
-    return None if _functions else "the package was installed without a C compiler; reinstall it"
+    return None if _functions else "the package was installed without a C compiler; install one, and reinstall it"
 
 
 def address(array: NDArray[Any] | bytearray) -> int:
@@ -114,8 +113,8 @@ def address(array: NDArray[Any] | bytearray) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(buffer))  # faster than array.ctypes.data by far
 
 
-def bases_of_file(
-    file: int,
+def write_bases(
+    source: int | bytearray,
     layout: Layout,
     start: int,
     end: int,
@@ -123,12 +122,12 @@ def bases_of_file(
     soft_mask: int | None,
     letters: int | None,
 ) -> bool:
-    """Write bases ``[start, end)`` of a contig from its plain file to where addresses point, a byte each.
+    """Write bases ``[start, end)`` of a contig to where addresses point, a byte each.
 
     There is an instruction set in use.
 
     Args:
-        file: Its descriptor.
+        source: The descriptor of its plain file; or all bytes between the first base and the last one.
         layout: Where the contig is.
         start: First position.
         end: The position after the last one, within the contig.
@@ -141,23 +140,9 @@ def bases_of_file(
         ``tokens``) a letter is no nucleotide code. What is written then is of no use.
     """
     assert _chosen is not None
-    done: int = _functions[_chosen][0](file, ctypes.addressof(layout), start, end, tokens, soft_mask, letters)
-    return done == 1
-
-
-def bases_of_bytes(
-    raw: bytearray,
-    layout: Layout,
-    start: int,
-    end: int,
-    tokens: int | None,
-    soft_mask: int | None,
-    letters: int | None,
-) -> bool:
-    """As ``bases_of_file``, from all bytes between the first base and the last one."""
-    assert _chosen is not None
-    places = ctypes.addressof(layout), start, end, tokens, soft_mask, letters
-    done: int = _functions[_chosen][1](address(raw), *places)
+    of_file, of_bytes = _functions[_chosen]
+    function, given = (of_file, source) if isinstance(source, int) else (of_bytes, address(source))
+    done: int = function(given, ctypes.addressof(layout), start, end, tokens, soft_mask, letters)
     return done == 1
 
 

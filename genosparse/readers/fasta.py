@@ -19,14 +19,7 @@ from genosparse.intervals import Interval
 from genosparse.readers._bgzf import KeptBlocks
 from genosparse.readers._fasta_bytes import FastaBytes, FastaRecord, ForeignIndexError
 from genosparse.readers._htslib import PerThread
-from genosparse.readers._lines import (
-    Layout,
-    address,
-    bases_of_bytes,
-    bases_of_file,
-    instruction_set,
-    letters_of_bytes,
-)
+from genosparse.readers._lines import Layout, address, instruction_set, letters_of_bytes, write_bases
 from genosparse.readers.fasta_index import check_version, find_or_make_index
 from genosparse.tokenizers import N, NucleotideTokenizer
 
@@ -380,7 +373,7 @@ class _Reader:
         soft_mask: int | None = None,
         letters: int | None = None,
     ) -> bool:
-        """Have native code write bases to addresses, as ``bases_of_file`` has it."""
+        """Have native code write bases to addresses, as ``write_bases`` has it."""
         try:
             layout = self._layouts[contig]
         except KeyError:
@@ -388,9 +381,9 @@ class _Reader:
         if layout is None or instruction_set() is None:
             return False
         if self._source.file is not None:
-            return bases_of_file(self._source.file, layout, start, end, tokens, soft_mask, letters)
+            return write_bases(self._source.file, layout, start, end, tokens, soft_mask, letters)
         try:
-            return bases_of_bytes(self._raw(contig, start, end), layout, start, end, tokens, soft_mask, letters)
+            return write_bases(self._raw(contig, start, end), layout, start, end, tokens, soft_mask, letters)
         except (OSError, EOFError, OverflowError, FileFormatError):
             return False  # who asks for letters is told
 

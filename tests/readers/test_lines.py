@@ -15,7 +15,7 @@ from genosparse.errors import FileFormatError, SequenceError
 from genosparse.intervals import Interval
 from genosparse.readers import Genome, _lines
 from genosparse.readers._fasta_bytes import FastaRecord
-from genosparse.readers._lines import Layout, address, bases_of_bytes, bases_of_file, letters_of_bytes
+from genosparse.readers._lines import Layout, address, letters_of_bytes, write_bases
 from genosparse.tokenizers import ENCODE_TABLE, REFUSED, NucleotideTokenizer
 
 NATIVE = list(_lines._functions)
@@ -49,7 +49,7 @@ def native(raw: bytes, record: FastaRecord, start: int, end: int) -> tuple[bool,
     out = np.full((3, edge + length + edge), 0xAA, np.uint8)
     tokens, soft_mask, letters = (address(row) + edge for row in out)
     layout = Layout.of(record)
-    done = bases_of_bytes(bytearray(raw), layout, start, end, tokens, soft_mask, letters)
+    done = write_bases(bytearray(raw), layout, start, end, tokens, soft_mask, letters)
     assert (out[:, :edge] == 0xAA).all()
     assert (out[:, edge + length :] == 0xAA).all()
     inside = out[:, edge : edge + length]
@@ -77,11 +77,11 @@ def test_every_stretch(width: int, line_end: str, tmp_path: Path, instruction_se
             assert (tokens == wanted).all()
             assert (soft_mask == mask).all()
             again = np.empty(end - start, np.uint8)
-            assert bases_of_file(file, Layout.of(record), start, end, address(again), None, None)
+            assert write_bases(file, Layout.of(record), start, end, address(again), None, None)
             assert (again == wanted).all()
     # What is not there cannot be read.
     os.truncate(path, len(content) - 1)
-    assert not bases_of_file(file, Layout.of(record), 100, 230, address(np.empty(130, np.uint8)), None, None)
+    assert not write_bases(file, Layout.of(record), 100, 230, address(np.empty(130, np.uint8)), None, None)
     os.close(file)
 
 
@@ -159,7 +159,7 @@ for name in _lines._functions:
             size = record.byte_offset(last - 1) + 1 - record.byte_offset(first)
             raw = bytearray(random.choice(np.frombuffer(b"ACGTn*\\n", np.uint8), size).tobytes())
             out = [np.empty(last - first, np.uint8) for _ in range(3)]
-            _lines.bases_of_bytes(raw, _lines.Layout.of(record), first, last, *map(_lines.address, out))
+            _lines.write_bases(raw, _lines.Layout.of(record), first, last, *map(_lines.address, out))
 print("finished", *_lines._functions)
 """
 
